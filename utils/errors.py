@@ -1,0 +1,27 @@
+"""Errors that a user can cause, and how every entry point reports them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line naming the file or flag and the remedy."""
+
+
+def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
+    """Runs ``main(None)`` as a command: a `UserError` becomes one line on stderr and exit code 2.
+
+    Ctrl-C exits with 130 and a line, as shells expect; any other exception is a bug and keeps its
+    traceback.
+    """
+    try:
+        code = main(None)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)
