@@ -1,0 +1,17 @@
+"""HexPlane features of 3D points at one time.
+
+    from hexplane_encoder import encode
+    features = encode(xyz, [xy, xz, yz], [x, y, z])  # (N, C)
+
+A HexPlane (Cao and Johnson, CVPR 2023) holds one feature plane per pair of the axes x, y, z, t and
+multiplies the six bilinear lookups of a point. At one time, the three space-time planes are lines,
+which the caller interpolates; this package evaluates the remaining product, forward and backward,
+in one pass over the points. `hexplane_encoder.reference` says the same in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from hexplane_encoder.encoder import encode
+
+__all__ = ["encode"]
+__version__ = "0.1.0"

@@ -1,0 +1,34 @@
+"""The encoder in plain PyTorch: its documentation, and the oracle of its tests; it runs anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # (width, height) of each plane
+
+
+def encode(xyz: Tensor, space_planes: Sequence[Tensor], time_lines: Sequence[Tensor]) -> Tensor:
+    """Same contract as `hexplane_encoder.encode`, on any device; a chain of `grid_sample` calls."""
+    nan_rows = xyz.isnan().any(dim=1, keepdim=True)
+    # Set aside: the backward of grid_sample on the CPU writes out of bounds for NaN coordinates.
+    xyz = torch.where(nan_rows, 0.0, xyz)
+    features = torch.ones((), dtype=xyz.dtype, device=xyz.device)
+    for plane, axes in zip(space_planes, PLANE_AXES, strict=True):
+        features = features * sample_plane(plane, xyz[:, axes])
+    for axis, line in enumerate(time_lines):
+        across = torch.zeros_like(xyz[:, axis])
+        along_width = torch.stack((xyz[:, axis], across), dim=1)  # (N, 2)
+        features = features * sample_plane(line[None], along_width)
+    return torch.where(nan_rows, torch.nan, features)
+
+
+def sample_plane(plane: Tensor, coordinates: Tensor) -> Tensor:
+    """Bilinear lookup of `plane` (H, W, C) at `coordinates` (N, 2) in [-1, 1], (width, height)."""
+    image = plane.permute(2, 0, 1)[None]  # (1, C, H, W)
+    grid = coordinates.clamp(-2.0, 2.0)[None, None]  # infinities would become NaN within
+    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return sampled[0, :, 0].T  # (N, C)

@@ -1,0 +1,41 @@
+// Forward and backward of the encoder over many points, on the CPU.
+#pragma once
+
+#include <cstdint>
+
+#include "hexplane.h"
+
+namespace hexplane {
+
+// Points that one pass of the backward handles; the scratch below is sized by it.
+constexpr std::int64_t kBlockPoints = 8192;
+
+// Channels-last feature grids. `Value` is `const T` for values and `T` for gradients.
+template <typename Value>
+struct Grids {
+  Value* data[kFactors];  // planes (height, width, C), then lines (length, C)
+  int width[kFactors];    // 1 for lines
+  int height[kFactors];   // the length for lines
+  int channels;
+};
+
+// features (N, C) = encode(xyz (N, 3)); a row with a NaN coordinate becomes NaN.
+template <typename T>
+void forward(const T* xyz, std::int64_t count, const Grids<const T>& grids, int threads,
+             T* features);
+
+template <typename T>
+struct BackwardOutputs {
+  T* xyz;              // (N, 3), or null: not wanted
+  const Grids<T>* grids;  // zeroed by the caller, or null: not wanted
+  T* partials;         // scratch (kBlockPoints or N, 6, C)
+  std::int32_t* rows;  // scratch (6, kBlockPoints or N)
+};
+
+// Vector-Jacobian product. Every gradient cell is summed in the order of the points by one thread,
+// so the bits do not depend on the number of threads. NaN points pass no gradient.
+template <typename T>
+void backward(const T* xyz, std::int64_t count, const Grids<const T>& grids,
+              const T* grad_features, int threads, const BackwardOutputs<T>& out);
+
+}  // namespace hexplane
