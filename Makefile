@@ -1,0 +1,60 @@
+# MoE-GS Studio: thin over script/bootstrap.py, which sets everything up. `make` prints help.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup setup-dev demo demo-static test lint format lpips clean clean-all
+
+PYTHON ?= python3
+TORCH ?=
+DEMO ?= output/demo
+FORCE ?=
+PYTEST ?=
+
+BOOTSTRAP = $(PYTHON) script/bootstrap.py
+# The Python that everything runs in: the active environment's, or .venv's.
+RUN = $(shell $(BOOTSTRAP) --print-python)
+# Removes a run folder, and nothing that is not one.
+forget = if [ -f "$(1)/config.json" ]; then rm -rf "$(1)"; fi
+
+help:  ## this list
+	@echo "MoE-GS Studio. Targets:"
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@echo "Settings: PYTHON=python3.12  TORCH='pip arguments that install torch'  FORCE=1 (train again)"
+	@echo "          DEMO=output/demo (the demo's run folder)  PYTEST='-k router' (arguments for pytest)"
+
+setup:  ## environment, torch, requirements, native packages
+	@$(BOOTSTRAP) --torch "$(TORCH)"
+
+setup-dev:  ## the same and what the tests need
+	@$(BOOTSTRAP) --dev --torch "$(TORCH)"
+
+demo: setup  ## trains on the demo scene, renders the held-out camera, prints metrics
+	@$(if $(FORCE),$(call forget,$(DEMO)))
+	$(RUN) train_emb.py -s demo/scene --expname $(DEMO) --configs arguments_MoDE/demo/demo.py
+	$(RUN) render_emb.py --model_path $(DEMO) --skip_train
+	@$(RUN) script/show_metrics.py $(DEMO)
+
+demo-static: setup  ## the same with deformation switched off, beside the demo's numbers
+	@$(if $(FORCE),$(call forget,$(DEMO)_static))
+	$(RUN) train_emb.py -s demo/scene --expname $(DEMO)_static --configs arguments_MoDE/demo/demo.py --static
+	$(RUN) render_emb.py --model_path $(DEMO)_static --skip_train --skip_video
+	@$(RUN) script/show_metrics.py $(wildcard $(DEMO)) $(DEMO)_static
+
+test: setup-dev  ## sets up and runs the tests
+	@$(RUN) -m pytest $(PYTEST)
+
+lint: setup-dev  ## checks format and style
+	@$(RUN) -m ruff format --check . && $(RUN) -m ruff check .
+
+format: setup-dev  ## formats the code and mends what can be mended
+	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
+
+lpips: setup  ## adds the weights of the LPIPS metric (64 MB)
+	@$(BOOTSTRAP) --lpips
+
+clean:  ## removes caches and builds, so that the next set-up builds again
+	@$(BOOTSTRAP) --forget
+	@rm -rf build submodules/*/build .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-all: clean  ## and .venv; never output/
+	@rm -rf .venv
