@@ -1,4 +1,4 @@
-"""The encoder in plain PyTorch: its documentation, and the oracle of its tests; it runs anywhere."""
+"""The encoder in plain PyTorch: its documentation and the oracle of its tests; runs anywhere."""
 
 from __future__ import annotations
 

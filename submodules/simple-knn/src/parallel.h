@@ -1,0 +1,26 @@
+// Fork-join over std::thread: no pool to keep alive between calls, nothing to warm up.
+#pragma once
+
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace simple_knn {
+
+// Calls body(worker) for worker in [0, workers), each on a thread of its own, and waits for all.
+// Where the system grants no more threads, the remaining workers run on the calling thread.
+template <typename Body>
+void run_workers(int workers, const Body& body) {
+  std::vector<std::thread> threads;
+  threads.reserve(workers > 1 ? workers - 1 : 0);
+  int started = 1;
+  try {
+    for (; started < workers; ++started) threads.emplace_back(body, started);
+  } catch (const std::system_error&) {
+  }
+  for (int worker = started; worker < workers; ++worker) body(worker);
+  body(0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace simple_knn
