@@ -511,12 +511,21 @@ def set_up(caller: Interpreter, dev: bool, wish: str) -> None:
     print(f"set up in {time.monotonic() - steps.started:.0f} s")
 
 
+def newer_python() -> Optional[Interpreter]:
+    """The newest Python on the PATH that is new enough and works, or None."""
+    for minor in range(14, OLDEST_PYTHON[1] - 1, -1):
+        path = Path(shutil.which(f"python3.{minor}") or "")
+        if path.name and runs(path):
+            return probe(str(path))
+    return None
+
+
 def calling_python(given: str) -> Interpreter:
     """The Python to start from: ``given``, else this one, else a newer one that is on the PATH."""
+    found = None
     if not given and sys.version_info[:2] < OLDEST_PYTHON:
-        names = (f"python3.{minor}" for minor in range(14, OLDEST_PYTHON[1] - 1, -1))
-        given = next(filter(None, map(shutil.which, names)), "")
-    found = probe(given or sys.executable)
+        found = newer_python()
+    found = found or probe(given or sys.executable)
     check_python(found.version)
     return found
 
