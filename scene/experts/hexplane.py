@@ -1,0 +1,157 @@
+"""The HexPlane expert (4DGaussians, Wu et al., CVPR 2024; HexPlane, Cao and Johnson, CVPR 2023).
+
+Six feature planes over the pairs of the axes x, y, z, t, at several resolutions; the product of
+their bilinear samples is decoded to deltas of the attributes.
+
+Three deviations from the published field: time covers the whole time axis (published: only its upper
+half), the smoothness term of a space plane covers both of its axes (published: one), and positions
+are normalised by the box of the initial points without a mirrored axis (immaterial).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hexplane_encoder
+import torch
+from torch import Tensor, nn
+
+from scene.experts.base import (
+    HEAD_SIZES,
+    Deformation,
+    Expert,
+    LearningRate,
+    Moment,
+    ParameterGroup,
+    SceneFacts,
+    decode,
+    head,
+    trunk,
+    zero_last_layers,
+)
+from scene.gaussian_model import Canonical
+
+if TYPE_CHECKING:
+    from arguments_MoDE.config import Config, ModelHiddenParams
+
+SPACE_PAIRS = ((0, 1), (0, 2), (1, 2))  # xy, xz, yz
+
+
+class HexPlaneField(nn.Module):
+    """Multi-resolution HexPlane; features (N, C x levels)."""
+
+    def __init__(
+        self, bbox: Tensor, channels: int, resolution: list[int], levels: list[int]
+    ) -> None:
+        """Builds the planes.
+
+        Args:
+            bbox: (2, 3) lowest and highest corner in world units; points outside take the edge.
+            channels: C, features per plane.
+            resolution: [x, y, z, t] at level 1; time is the same at every level.
+            levels: multipliers of the spatial resolution.
+        """
+        super().__init__()
+        self.register_buffer("bbox", bbox.clone().float())
+        self.space = nn.ParameterList()  # (R_b, R_a, C), channels last
+        self.time = nn.ParameterList()  # (R_t, R_a, C)
+        for level in levels:
+            size = [level * r for r in resolution[:3]]
+            for a, b in SPACE_PAIRS:
+                plane = torch.empty(size[b], size[a], channels).uniform_(0.1, 0.5)
+                self.space.append(nn.Parameter(plane))
+            for a in range(3):
+                self.time.append(nn.Parameter(torch.ones(resolution[3], size[a], channels)))
+
+    def forward(self, xyz: Tensor, time: float) -> Tensor:
+        """Features of ``xyz`` (N, 3), world units, at ``time`` in [0, 1]."""
+        low, high = self.bbox
+        unit = (xyz - low) * (2 / (high - low).clamp_min(1e-9)) - 1
+        lines = [_row(plane, time) for plane in self.time]
+        features = [
+            hexplane_encoder.encode(unit, list(self.space[i : i + 3]), lines[i : i + 3])
+            for i in range(0, len(self.space), 3)
+        ]
+        return torch.cat(features, dim=-1)
+
+
+def _row(plane: Tensor, time: float) -> Tensor:
+    """The time plane (R_t, R, C) interpolated linearly to the line (R, C) at ``time``."""
+    position = min(max(time, 0.0), 1.0) * (len(plane) - 1)
+    i = min(int(position), max(len(plane) - 2, 0))
+    u = position - i
+    return plane[i] if u == 0.0 else torch.lerp(plane[i], plane[i + 1], u)
+
+
+def _curvature(plane: Tensor, dim: int) -> Tensor:
+    """Mean squared second difference along ``dim``; zero where there are fewer than 3 samples."""
+    if plane.shape[dim] < 3:
+        return plane.new_zeros(())
+    return plane.diff(n=2, dim=dim).square().mean()
+
+
+class HexPlaneExpert(Expert):
+    """Deltas decoded from a HexPlane at the canonical position."""
+
+    name = "hexplane"
+
+    def __init__(self, hidden: ModelHiddenParams, facts: SceneFacts) -> None:
+        """Builds field and decoder as the configuration says."""
+        super().__init__()
+        planes = hidden.kplanes_config
+        channels = planes["output_coordinate_dim"]
+        self.field = HexPlaneField(facts.bbox, channels, planes["resolution"], hidden.multires)
+        self.first = nn.Linear(channels * len(hidden.multires), hidden.net_width)
+        self.trunk = trunk(hidden.net_width, hidden.defor_depth)
+        disabled = {
+            "xyz": hidden.no_dx,
+            "log_scale": hidden.no_ds,
+            "rotation": hidden.no_dr,
+            "opacity": hidden.no_do,
+            "sh": hidden.no_dshs,
+        }
+        self.attributes = frozenset(name for name, off in disabled.items() if not off)
+        self.heads = nn.ModuleDict(
+            {n: head(hidden.net_width, HEAD_SIZES[n]) for n in HEAD_SIZES if n in self.attributes}
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        if hidden.zero_init_heads:
+            zero_last_layers(self.heads)
+
+    def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
+        """See `Expert.forward`."""
+        features = self.field(canonical.xyz, moment.time)
+        return decode(self.heads, self.trunk(self.first(features)), wanted)
+
+    def parameter_groups(self, config: Config, extent: float) -> list[ParameterGroup]:
+        """Planes and decoder, each with its own decay over ``position_lr_max_steps``."""
+        opt = config.opt
+        scale = extent if opt.scale_lr_by_extent else 1.0
+        planes = list(self.field.parameters())
+        decoder = [p for n, p in self.named_parameters() if not n.startswith("field.")]
+
+        def rate(initial: float, final: float) -> LearningRate:
+            return LearningRate(initial * scale, final * scale, opt.position_lr_max_steps)
+
+        return [
+            ParameterGroup("grid", planes, rate(opt.grid_lr_init, opt.grid_lr_final)),
+            ParameterGroup(
+                "deformation", decoder, rate(opt.deformation_lr_init, opt.deformation_lr_final)
+            ),
+        ]
+
+    def regularizers(self, canonical: Canonical, config: Config) -> dict[str, Tensor]:
+        """Smoothness in space and time and closeness of the time planes to 1 (sums over planes)."""
+        hidden, terms = config.hidden, {}
+        if hidden.plane_tv_weight:
+            smooth = sum(0.5 * (_curvature(p, 0) + _curvature(p, 1)) for p in self.field.space)
+            terms["plane_tv"] = hidden.plane_tv_weight * smooth
+        if hidden.time_smoothness_weight:
+            smooth = sum(_curvature(p, 0) for p in self.field.time)
+            terms["time_smoothness"] = hidden.time_smoothness_weight * smooth
+        if hidden.l1_time_planes:
+            distance = sum((1 - p).abs().mean() for p in self.field.time)
+            terms["l1_time"] = hidden.l1_time_planes * distance
+        return terms

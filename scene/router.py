@@ -1,0 +1,145 @@
+"""The router: per Gaussian and per attribute, which expert to trust at which time.
+
+E logits at K knots uniform in [0, 1], interpolated by a cubic Hermite spline whose tangents are
+finite differences (one-sided at the ends), then a softmax over the experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scene.gaussian_model import Canonical
+
+ATTRIBUTES = ("xyz", "rotation", "log_scale", "opacity", "sh")
+INITIAL_LOGIT_STD = 0.01
+
+
+def hermite_weights(time: float, knots: int) -> list[float]:
+    """The weight of each knot's value at ``time``: the spline is linear in its knots.
+
+    Args:
+        time: in [0, 1]; outside it the end segments continue.
+        knots: K >= 1; K = 1 is constant, K = 2 linear.
+
+    Returns:
+        K weights that sum to 1.
+    """
+    if knots == 1:
+        return [1.0]
+    position = time * (knots - 1)
+    i = min(max(int(position), 0), knots - 2)
+    u = position - i
+    h00, h10 = (1 + 2 * u) * (1 - u) ** 2, u * (1 - u) ** 2
+    h01, h11 = u * u * (3 - 2 * u), u * u * (u - 1)
+    weights = [0.0] * knots
+    weights[i] += h00
+    weights[i + 1] += h01
+    for knot, h in ((i, h10), (i + 1, h11)):  # add h x the tangent at that knot
+        low, high = max(knot - 1, 0), min(knot + 1, knots - 1)
+        slope = h / (high - low)
+        weights[high] += slope
+        weights[low] -= slope
+    return weights
+
+
+def softmax_gate(logits: Tensor, temperature: float = 1.0, top_k: int = 0) -> Tensor:
+    """Softmax over the experts, the ``top_k`` largest kept and renormalised (0: all).
+
+    Args:
+        logits: (N, E).
+
+    Returns:
+        (N, E) weights that sum to 1 per row.
+    """
+    return _keep_top(torch.softmax(logits / temperature, dim=-1), top_k)
+
+
+def published_gate(logits: Tensor, top_k: int = 0) -> Tensor:
+    """The published gate: logits divided by their standard deviation over the experts.
+
+    Kept for parity only. With two experts it emits 0.8044 and 0.1956 whatever the logits are, so
+    its gradient is zero and the router learns nothing.
+    """
+    if logits.shape[-1] == 1:
+        return torch.ones_like(logits)
+    spread = logits.std(dim=-1, keepdim=True).clamp_min(1e-6)
+    return _keep_top(torch.softmax(logits / spread, dim=-1), top_k)
+
+
+def _keep_top(probabilities: Tensor, top_k: int) -> Tensor:
+    experts = probabilities.shape[-1]
+    if top_k == 0 or top_k >= experts:
+        return probabilities
+    kept = probabilities.topk(top_k, dim=-1).indices
+    mask = torch.zeros_like(probabilities).scatter_(-1, kept, 1.0)
+    chosen = probabilities * mask
+    return chosen / chosen.sum(dim=-1, keepdim=True)
+
+
+class Router:
+    """Gates from per-Gaussian knots; it owns no parameters, they live with the Gaussians."""
+
+    def __init__(
+        self,
+        experts: int,
+        attributes: tuple[str, ...],
+        knots: int,
+        *,
+        gate: str = "softmax",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        warmup: str = "random",
+    ) -> None:
+        """Routes between ``experts`` for each of ``attributes`` (a subset of `ATTRIBUTES`).
+
+        Args:
+            gate: ``softmax`` or ``published``.
+            warmup: gates while warming up, ``random`` per Gaussian and call, or ``uniform``.
+        """
+        if experts < 1 or knots < 1 or temperature <= 0:
+            raise ValueError("a router needs at least one expert, one knot and a temperature > 0")
+        unknown = set(attributes) - set(ATTRIBUTES)
+        if unknown:
+            raise ValueError(f"cannot route {sorted(unknown)}; known: {ATTRIBUTES}")
+        self.experts, self.attributes, self.knots = experts, attributes, knots
+        self.gate, self.temperature, self.top_k, self.warmup = gate, temperature, top_k, warmup
+
+    @staticmethod
+    def parameter_name(attribute: str) -> str:
+        """Name of the per-Gaussian knots (N, K, E) of ``attribute``."""
+        return f"gate_{attribute}"
+
+    def initial_parameters(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Small random knots for ``count`` Gaussians: name -> (N, K, E)."""
+        shape = (count, self.knots, self.experts)
+        return {
+            self.parameter_name(a): INITIAL_LOGIT_STD * torch.randn(shape, generator=generator)
+            for a in self.attributes
+        }
+
+    def __call__(
+        self, canonical: Canonical, time: float, *, warming_up: bool = False
+    ) -> dict[str, Tensor]:
+        """Attribute -> gates (N, E) at ``time``, each row summing to 1."""
+        weights = hermite_weights(time, self.knots)
+        gates = {}
+        for attribute in self.attributes:
+            knots = canonical.extra[self.parameter_name(attribute)]  # (N, K, E)
+            if warming_up:
+                gates[attribute] = self._warmup_gate(knots)
+                continue
+            logits = sum(w * knots[:, k] for k, w in enumerate(weights) if w != 0.0)
+            gates[attribute] = self._gate(logits)
+        return gates
+
+    def _gate(self, logits: Tensor) -> Tensor:
+        if self.gate == "published":
+            return published_gate(logits, self.top_k)
+        return softmax_gate(logits, self.temperature, self.top_k)
+
+    def _warmup_gate(self, knots: Tensor) -> Tensor:
+        shape = (len(knots), self.experts)
+        if self.warmup == "uniform":
+            return knots.new_full(shape, 1 / self.experts)
+        return self._gate(torch.randn(shape, device=knots.device, dtype=knots.dtype))

@@ -1,0 +1,139 @@
+"""The router: spline, gates, and that it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scene.gaussian_model import Canonical
+from scene.router import Router, hermite_weights, published_gate, softmax_gate
+
+
+def hermite_oracle(knots: list[float], time: float) -> float:
+    """The textbook form: two points, two finite-difference tangents."""
+    n = len(knots)
+    s = time * (n - 1)
+    i = min(max(int(s), 0), n - 2)
+    u = s - i
+    clamp = lambda k: knots[min(max(k, 0), n - 1)]  # noqa: E731
+    m0 = knots[1] - knots[0] if i == 0 else (clamp(i + 1) - clamp(i - 1)) / 2
+    m1 = knots[-1] - knots[-2] if i + 1 == n - 1 else (clamp(i + 2) - clamp(i)) / 2
+    return (
+        (1 + 2 * u) * (1 - u) ** 2 * knots[i]
+        + u * (1 - u) ** 2 * m0
+        + u * u * (3 - 2 * u) * knots[i + 1]
+        + u * u * (u - 1) * m1
+    )
+
+
+@pytest.mark.parametrize("knots", [2, 3, 5, 9])
+@pytest.mark.parametrize("time", [0.0, 0.1, 1 / 3, 0.5, 0.77, 1.0])
+def test_hermite_weights_are_the_textbook_spline(knots, time):
+    values = torch.randn(knots, generator=torch.Generator().manual_seed(knots)).tolist()
+    weights = hermite_weights(time, knots)
+    assert sum(weights) == pytest.approx(1)
+    got = sum(w * v for w, v in zip(weights, values, strict=True))
+    assert got == pytest.approx(hermite_oracle(values, time))
+
+
+def test_two_knots_interpolate_linearly_and_one_is_constant():
+    assert hermite_weights(0.3, 2) == pytest.approx([0.7, 0.3])
+    assert hermite_weights(0.3, 1) == [1.0]
+
+
+def test_spline_is_smooth_across_an_inner_knot():
+    values = torch.tensor([0.3, -1.0, 2.0, 0.5, 0.1], dtype=torch.float64)
+
+    def at(time: float) -> float:
+        return float(torch.tensor(hermite_weights(time, 5), dtype=torch.float64) @ values)
+
+    h = 1e-6
+    left = (at(0.5) - at(0.5 - h)) / h
+    right = (at(0.5 + h) - at(0.5)) / h
+    assert left == pytest.approx(right, abs=1e-3)
+
+
+def test_published_gate_of_two_experts_knows_two_values_only():
+    logits = torch.randn(1000, 2, dtype=torch.float64, requires_grad=True)
+    gates = published_gate(logits)
+    high = 1 / (1 + torch.exp(torch.tensor(-(2**0.5), dtype=torch.float64)))
+    assert torch.allclose(gates.amax(-1), high.expand(1000))
+    gates[:, 0].sum().backward()
+    assert logits.grad.abs().median() < 1e-12
+
+
+def test_softmax_gate_has_ordinary_gradients():
+    logits = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: softmax_gate(z, 0.7), logits)
+
+
+def test_top_k_keeps_the_largest_and_renormalises():
+    gates = softmax_gate(torch.tensor([[2.0, 1.0, 0.0]]), top_k=2)
+    assert gates[0, 2] == 0
+    assert gates[0, 0] / gates[0, 1] == pytest.approx(torch.e, rel=1e-5)
+    assert gates.sum().item() == pytest.approx(1)
+
+
+def test_temperature_sharpens():
+    logits = torch.tensor([[1.0, 0.0]])
+    assert softmax_gate(logits, 0.1)[0, 0] > softmax_gate(logits, 1.0)[0, 0]
+
+
+def canonical_with(extra: dict[str, torch.Tensor]) -> Canonical:
+    empty = torch.zeros(0)
+    return Canonical(empty, empty, empty, empty, empty, empty, extra)
+
+
+@pytest.mark.parametrize("warmup", ["random", "uniform"])
+def test_warm_up_gives_every_expert_its_share_and_the_router_no_gradient(warmup):
+    router = Router(3, ("xyz",), 4, warmup=warmup)
+    knots = torch.nn.Parameter(router.initial_parameters(5000, torch.Generator())["gate_xyz"])
+    gates = router(canonical_with({"gate_xyz": knots}), 0.4, warming_up=True)["xyz"]
+    assert torch.allclose(gates.sum(-1), torch.ones(5000))
+    assert torch.allclose(gates.mean(0), torch.full((3,), 1 / 3), atol=0.02)
+    assert not gates.requires_grad
+
+
+def test_gates_follow_the_knots_in_time():
+    knots = torch.tensor([[[5.0, 0.0], [0.0, 0.0], [0.0, 5.0]]])
+    router = Router(2, ("rotation",), 3)
+    canonical = canonical_with({"gate_rotation": knots})
+    first, middle, last = (router(canonical, t)["rotation"][0] for t in (0.0, 0.5, 1.0))
+    assert first[0] > 0.99 and last[1] > 0.99
+    assert middle[0].item() == pytest.approx(0.5)
+
+
+def train_toy(gate: str, steps: int) -> float:
+    """Share of Gaussians that end up trusting their better expert (one is right, one is off)."""
+    count, knots = 4000, 3
+    generator = torch.Generator().manual_seed(0)
+    better = torch.randint(2, (count,), generator=generator)
+    error = torch.rand(count, 2, generator=generator) * 0.5 + 0.5
+    error[torch.arange(count), better] *= 0.1
+    router = Router(2, ("xyz",), knots, gate=gate)
+    values = torch.nn.Parameter(router.initial_parameters(count, generator)["gate_xyz"])
+    adam = torch.optim.Adam([values], lr=5e-3, eps=1e-15)
+    canonical = canonical_with({"gate_xyz": values})
+    for _ in range(steps):
+        time = torch.rand((), generator=generator).item()
+        gates = router(canonical, time)["xyz"]
+        loss = (gates * error).sum(-1).abs().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        chosen = router(canonical, 0.5)["xyz"].argmax(-1)
+    return (chosen == better).float().mean().item()
+
+
+def test_softmax_router_finds_the_better_expert():
+    assert train_toy("softmax", 1000) >= 0.99
+
+
+def test_published_router_stays_at_chance():
+    assert 0.4 < train_toy("published", 1000) < 0.6
+
+
+def test_unknown_attribute_is_refused():
+    with pytest.raises(ValueError, match="colour"):
+        Router(2, ("colour",), 3)

@@ -1,0 +1,1 @@
+"""Training, evaluation and what they write to the run folder."""

@@ -1,0 +1,188 @@
+"""Density control: where Gaussians are cloned, split and pruned (3DGS, Kerbl et al., 2023, 5.2).
+
+All limits are configuration. Two deviations from the published code: the cap on the count is never
+exceeded (the candidates with the largest gradients come first), and a Gaussian is judged by the
+largest opacity it had at any time since the last pruning, since an expert may make it visible for a
+moment only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arguments_MoDE.config import OptimizationParams
+from gaussian_renderer import RenderOutput
+from scene.gaussian_model import GaussianModel
+from training.schedules import Optimizer, interpolate
+from utils.errors import UserError
+
+SPLIT_CHILDREN = 2
+SPLIT_SHRINK = 1.6
+RESET_OPACITY = 0.01
+
+
+@dataclass(frozen=True)
+class DensityChange:
+    """How many Gaussians one round added and removed."""
+
+    cloned: int = 0
+    split: int = 0
+    pruned: int = 0
+
+
+class DensityControl:
+    """Statistics of one stage, and the rounds that act on them."""
+
+    def __init__(
+        self, opt: OptimizationParams, extent: float, stage: str, stage_length: int
+    ) -> None:
+        """Starts with empty statistics.
+
+        Args:
+            extent: radius of the camera rig, world units.
+            stage: ``coarse`` or ``fine``; they have thresholds of their own.
+            stage_length: iterations of the stage.
+        """
+        self.opt, self.extent, self.stage = opt, extent, stage
+        self.until = min(opt.densify_until_iter, stage_length)
+        self.opacity_was_reset = False
+        self.stats: dict[str, Tensor] = {}
+
+    def observe(self, outputs: Sequence[RenderOutput], opacities: Sequence[Tensor]) -> None:
+        """Adds one iteration: screen gradients summed over its views, radii, opacities (N, 1)."""
+        count, device = len(opacities[0]), opacities[0].device
+        if not self.stats or len(self.stats["gradient"]) != count:
+            names = ("gradient", "seen", "radius", "opacity")
+            self.stats = {name: torch.zeros(count, device=device) for name in names}
+        radius = torch.stack([out.radii.amax(0) for out in outputs]).amax(0)
+        gradient = sum(out.means2d.grad.sum(0) for out in outputs)[:, :2].norm(dim=-1)
+        visible = radius > 0
+        self.stats["gradient"] += torch.where(visible, gradient, 0)
+        self.stats["seen"] += visible
+        torch.maximum(self.stats["radius"], radius.float(), out=self.stats["radius"])
+        for opacity in opacities:
+            torch.maximum(self.stats["opacity"], opacity.detach()[:, 0], out=self.stats["opacity"])
+
+    @property
+    def active(self) -> bool:
+        """Whether statistics have been gathered yet."""
+        return bool(self.stats)
+
+    def step(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> DensityChange:
+        """Runs what is due at ``iteration`` of the stage."""
+        opt, change = self.opt, DensityChange()
+        if iteration > self.until or not self.active:
+            return change
+        cloned = split = pruned = 0
+        if iteration > opt.densify_from_iter and iteration % opt.densification_interval == 0:
+            cloned, split = self._densify(gaussians, optimizer, iteration)
+        due = iteration > opt.pruning_from_iter and iteration % opt.pruning_interval == 0
+        if due and len(gaussians) > opt.prune_min_gaussians:
+            pruned = self._prune(gaussians, optimizer, iteration)
+        if iteration % opt.opacity_reset_interval == 0 and iteration < self.until:
+            self._reset_opacity(gaussians, optimizer)
+        return DensityChange(cloned, split, pruned)
+
+    def _threshold(self, kind: str, iteration: int) -> float:
+        opt = self.opt
+        if self.stage == "coarse":
+            return getattr(
+                opt,
+                {"grad": "densify_grad_threshold_coarse", "opacity": "opacity_threshold_coarse"}[
+                    kind
+                ],
+            )
+        start, end = {
+            "grad": (opt.densify_grad_threshold_fine_init, opt.densify_grad_threshold_after),
+            "opacity": (opt.opacity_threshold_fine_init, opt.opacity_threshold_fine_after),
+        }[kind]
+        return interpolate(start, end, iteration / max(self.until, 1))
+
+    def _densify(
+        self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int
+    ) -> tuple[int, int]:
+        count, room = len(gaussians), self.opt.max_gaussians - len(gaussians)
+        if room <= 0:
+            return 0, 0
+        gradient = self.stats["gradient"] / self.stats["seen"].clamp_min(1)
+        candidates = (gradient >= self._threshold("grad", iteration)).nonzero()[:, 0]
+        if len(candidates) > room:  # each adds one
+            candidates = candidates[gradient[candidates].topk(room).indices].sort().values
+        if len(candidates) == 0:
+            return 0, 0
+        large = gaussians.log_scale.detach()[candidates].exp().amax(-1) > (
+            self.opt.percent_dense * self.extent
+        )
+        clones, parents = candidates[~large], candidates[large]
+        children = parents.repeat_interleave(SPLIT_CHILDREN)
+        kept = torch.ones(count, dtype=torch.bool, device=gradient.device)
+        kept[parents] = False
+        survivors = kept.nonzero()[:, 0]
+        source = torch.cat([survivors, clones, children])
+        fresh = torch.arange(len(source), device=source.device) >= len(survivors)
+        gaussians.reindex(source, fresh, _children(gaussians, clones, children), optimizer.adam)
+        self._start_over(source, fresh)
+        return len(clones), len(parents)
+
+    def _start_over(self, source: Tensor, fresh: Tensor) -> None:
+        """Empties gradient and radius statistics; opacities follow their Gaussians."""
+        opacity = self.stats["opacity"][source]
+        empty = torch.zeros(len(source), device=source.device)
+        self.stats = {
+            "gradient": empty,
+            "seen": empty.clone(),
+            "radius": empty.clone(),
+            "opacity": opacity,
+        }
+
+    def _prune(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> int:
+        useless = self.stats["opacity"] < self._threshold("opacity", iteration)
+        if self.opacity_was_reset:
+            useless |= self.stats["radius"] > self.opt.max_screen_size
+            size = gaussians.log_scale.detach().exp().amax(-1)
+            useless |= size > self.opt.max_world_scale * self.extent
+        self.stats["opacity"].zero_()
+        if useless.all():
+            raise UserError(
+                f"every Gaussian fell below the opacity threshold at {self.stage} iteration "
+                f"{iteration}: lower --opacity_threshold_{self.stage}* or the learning rates"
+            )
+        if not useless.any():
+            return 0
+        source = (~useless).nonzero()[:, 0]
+        fresh = torch.zeros(len(source), dtype=torch.bool, device=source.device)
+        gaussians.reindex(source, fresh, {}, optimizer.adam)
+        self.stats = {name: value[source] for name, value in self.stats.items()}
+        return int(useless.sum())
+
+    @torch.no_grad()
+    def _reset_opacity(self, gaussians: GaussianModel, optimizer: Optimizer) -> None:
+        limit = torch.tensor(RESET_OPACITY).logit().item()
+        gaussians.opacity.clamp_(max=limit)
+        optimizer.reset_moments(gaussians.opacity)
+        self.stats["opacity"].zero_()
+        self.opacity_was_reset = True
+
+
+def _children(gaussians: GaussianModel, clones: Tensor, children: Tensor) -> dict[str, Tensor]:
+    """Positions and log-scales of the new rows: clones as they are, children drawn and shrunk."""
+    xyz, log_scale = gaussians.xyz.detach(), gaussians.log_scale.detach()
+    scale = log_scale[children].exp()
+    offset = rotate(gaussians.rotation.detach()[children], scale * torch.randn_like(scale))
+    shrink = torch.tensor(SPLIT_SHRINK).log().item()
+    return {
+        "xyz": torch.cat([xyz[clones], xyz[children] + offset]),
+        "log_scale": torch.cat([log_scale[clones], log_scale[children] - shrink]),
+    }
+
+
+def rotate(quaternions: Tensor, vectors: Tensor) -> Tensor:
+    """Rotates ``vectors`` (N, 3) by ``quaternions`` (N, 4) wxyz, which need not be normalised."""
+    q = torch.nn.functional.normalize(quaternions, dim=-1)
+    w, axis = q[:, :1], q[:, 1:]
+    cross = 2 * torch.linalg.cross(axis, vectors)
+    return vectors + w * cross + torch.linalg.cross(axis, cross)

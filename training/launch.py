@@ -1,0 +1,132 @@
+"""What `train_emb.py` and its sisters share: from arguments to a trained run folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from arguments_MoDE.cli import TrainingArguments, load_config, parse_training, save_config
+from arguments_MoDE.config import Config
+from scene import Scene, load_scene
+from scene.experts import SceneFacts
+from scene.gaussian_model import GaussianModel
+from scene.mixture import MoDE
+from training.checkpoint import latest_checkpoint, load_state, saved_iterations
+from training.reports import Report
+from training.trainer import Plan, Trainer
+from utils.errors import UserError
+
+
+def build_model(scene: Scene, config: Config) -> MoDE:
+    """A fresh model on the scene's point cloud."""
+    gaussians = GaussianModel.from_points(scene.points.xyz, scene.points.rgb)
+    facts = SceneFacts(scene.bbox, scene.extent, len(scene.camera_names), scene.frame_count)
+    return MoDE(gaussians, config, facts)
+
+
+def choose_device(name: str) -> str:
+    """``auto`` is the first GPU when there is one; a GPU that is not there is an error."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this PyTorch sees no GPU; use --device cpu or auto")
+    return name
+
+
+def train_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
+    """Trains as the command line says; returns the exit code."""
+    arguments = parse_training(argv, prog, description)
+    config, folder = arguments.config, Path(arguments.config.model.model_path)
+    if _is_complete(folder, arguments):
+        print(f"{folder} is already trained with these settings; --overwrite trains it anew")
+        return 0
+    checkpoint = _prepare(folder, arguments)
+    torch.manual_seed(arguments.seed)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = choose_device(arguments.device)
+    scene = load_scene(config.model)
+    model = build_model(scene, config)
+    if not arguments.quiet:
+        print(_summary(scene, model, device))
+    trainer = _trainer(model, scene, arguments, folder, device, checkpoint)
+    trainer.train()
+    trainer.evaluate()
+    trainer.report.close()
+    print(
+        f"{len(model.gaussians)} Gaussians in {trainer.progress.seconds:.0f} s; saved to {folder}"
+    )
+    return 0
+
+
+def _trainer(
+    model: MoDE,
+    scene: Scene,
+    arguments: TrainingArguments,
+    folder: Path,
+    device: str,
+    checkpoint: Path | None,
+) -> Trainer:
+    state = load_state(checkpoint) if checkpoint else None
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(arguments.config, folder / "config.json")
+    before = state[1]["progress"]["seconds"] if state else None
+    report = Report(folder, quiet=arguments.quiet, keep_before=before)
+    plan = Plan(
+        folder,
+        arguments.test_iterations,
+        arguments.save_iterations,
+        arguments.checkpoint_iterations,
+        arguments.seed,
+    )
+    trainer = Trainer(model, scene, arguments.config, plan, report, device)
+    if state:
+        trainer.restore(*state)
+        report.say(f"resumed from {checkpoint}")
+    return trainer
+
+
+def _is_complete(folder: Path, arguments: TrainingArguments) -> bool:
+    if arguments.overwrite or not (folder / "config.json").is_file():
+        return False
+    same = load_config(folder / "config.json").as_dict() == arguments.config.as_dict()
+    return same and arguments.config.opt.iterations in saved_iterations(folder)
+
+
+def _prepare(folder: Path, arguments: TrainingArguments) -> Path | None:
+    """Clears or refuses a run folder in use; returns the checkpoint to go on from, if any."""
+    if arguments.start_checkpoint:
+        return Path(arguments.start_checkpoint)
+    if not (folder / "config.json").is_file():
+        return None
+    if arguments.overwrite:
+        for name in ("point_cloud", "checkpoint", "train", "test", "video"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        return None
+    if not arguments.resume:
+        raise UserError(
+            f"{folder} holds another or an unfinished run: --resume continues it, "
+            f"--overwrite replaces it, or choose another --expname"
+        )
+    saved = load_config(folder / "config.json").as_dict()
+    for section, values in arguments.config.as_dict().items():
+        for key, value in values.items():
+            if saved[section][key] != value:
+                raise UserError(
+                    f"--resume: {key} is {value!r} but {folder} was trained with "
+                    f"{saved[section][key]!r}; use the same settings or --overwrite"
+                )
+    return latest_checkpoint(folder)
+
+
+def _summary(scene: Scene, model: MoDE, device: str) -> str:
+    size = f"{scene.train[0].camera.width}x{scene.train[0].camera.height}"
+    experts = " + ".join(model.experts) or "static"
+    return (
+        f"{scene.kind}: {len(scene.train)} training and {len(scene.test)} test views of "
+        f"{len(scene.camera_names)} cameras, {scene.frame_count} frames, {size}; "
+        f"{len(model.gaussians)} points, extent {scene.extent:.3g}; {experts} on {device}"
+    )

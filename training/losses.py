@@ -1,0 +1,59 @@
+"""The photometric loss; targets are uint8 until they arrive here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from arguments_MoDE.config import OptimizationParams
+from utils.metrics import ssim
+
+CHARBONNIER_EPS = 1e-3
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float in [0, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).mul_(1 / 255)
+
+
+def photometric(images: Tensor, targets: Tensor, opt: OptimizationParams) -> dict[str, Tensor]:
+    """Weighted terms of the loss, by name; each a mean over batch, channels and pixels.
+
+    Args:
+        images: (B, 3, H, W), not clamped.
+        targets: (B, 3, H, W) in [0, 1].
+    """
+    difference = images - targets
+    if opt.loss == "l1":
+        terms = {"l1": difference.abs().mean()}
+    elif opt.loss == "l2":
+        terms = {"l2": difference.square().mean()}
+    else:
+        terms = {"charbonnier": (difference.square() + CHARBONNIER_EPS**2).sqrt().mean()}
+    if opt.lambda_dssim:
+        terms["dssim"] = opt.lambda_dssim * (1 - ssim(images, targets))
+    return terms
+
+
+class CameraColors(nn.Module):
+    """An affine colour transform per training camera, for rigs whose cameras differ in colour.
+
+    The image of camera c becomes ``A_c rgb + b_c``. Cameras never seen get the identity; the mean
+    over the cameras is held at the identity, so that what all cameras agree on stays in the scene.
+    """
+
+    def __init__(self, cameras: int) -> None:
+        """Identity for each of ``cameras`` rows."""
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(cameras, 3, 4))
+
+    def forward(self, image: Tensor, camera_index: int, trained: list[int]) -> Tensor:
+        """Transforms an image (3, H, W) of training camera ``camera_index``.
+
+        Args:
+            trained: rows of all training cameras, over which the mean is taken out.
+        """
+        delta = self.delta[camera_index] - self.delta[trained].mean(0)
+        flat = image.flatten(1)
+        moved = torch.addmm(delta[:, 3:], delta[:, :3], flat)
+        return image + moved.view_as(image)
