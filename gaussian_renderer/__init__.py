@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diff_gaussian_rasterization import rasterize
 from torch import Tensor
 
+from diff_gaussian_rasterization import rasterize
 from scene.cameras import Camera
 
 

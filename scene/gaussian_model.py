@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from simple_knn._C import distCUDA2
 from torch import Tensor, nn
+
+from simple_knn._C import distCUDA2
 
 SH_C0 = 0.28209479177387814
 MAX_SH_DEGREE = 3

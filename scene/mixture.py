@@ -131,7 +131,7 @@ class MoDE(nn.Module):
                 self.gaussians.register(name, value)
 
     def wanted(self, index: int) -> frozenset[str]:
-        """Attributes that expert number ``index`` must compute: the mixed ones, and the host's all."""
+        """Attributes that expert ``index`` must compute: the mixed ones; all, for the first."""
         expert = list(self.experts.values())[index]
         return expert.attributes if index == 0 else expert.attributes & set(self.router.attributes)
 

@@ -1,7 +1,7 @@
-"""The training loop: a coarse stage on the canonical Gaussians, then a fine stage that deforms them.
+"""The training loop: a coarse stage on the canonical Gaussians, then a fine one that deforms them.
 
-Each stage starts with a fresh optimiser and its schedules at their beginning, as published. The state
-of a run can be saved at any iteration and continued bit by bit.
+Each stage starts with a fresh optimiser and its schedules at their beginning, as published. The
+state of a run can be saved at any iteration and continued bit by bit.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from simple_knn import knn
 from torch import Tensor, nn
 
 from scene.experts.base import (
@@ -30,6 +29,7 @@ from scene.experts.base import (
     zero_last_layers,
 )
 from scene.gaussian_model import Canonical
+from simple_knn import knn
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config, ModelEmbParams

@@ -3,19 +3,19 @@
 Six feature planes over the pairs of the axes x, y, z, t, at several resolutions; the product of
 their bilinear samples is decoded to deltas of the attributes.
 
-Three deviations from the published field: time covers the whole time axis (published: only its upper
-half), the smoothness term of a space plane covers both of its axes (published: one), and positions
-are normalised by the box of the initial points without a mirrored axis (immaterial).
+Three deviations from the published field: time covers the whole time axis (published: only its
+upper half), the smoothness term of a space plane covers both of its axes (published: one), and
+positions are normalised by the box of the initial points without a mirrored axis (immaterial).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import hexplane_encoder
 import torch
 from torch import Tensor, nn
 
+import hexplane_encoder
 from scene.experts.base import (
     HEAD_SIZES,
     Deformation,
