@@ -1,0 +1,177 @@
+"""Density control: who is cloned, split and pruned, and the limits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from arguments_MoDE.config import OptimizationParams
+from scene.experts.base import LearningRate, ParameterGroup
+from scene.gaussian_model import GaussianModel
+from training.density import DensityControl, rotate
+from training.schedules import Optimizer
+from utils.errors import UserError
+
+EXTENT = 10.0  # split above a scale of 0.1
+
+
+def setup(count: int = 6, **options) -> tuple[GaussianModel, Optimizer, DensityControl]:
+    points = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    gaussians = GaussianModel.from_points(points, np.zeros((count, 3), np.uint8))
+    gaussians.register("embedding", torch.arange(float(count))[:, None])
+    with torch.no_grad():
+        gaussians.log_scale.fill_(float(np.log(0.05)))
+        gaussians.opacity.fill_(2.0)
+    groups = [ParameterGroup(n, [gaussians[n]], LearningRate(0.1)) for n in gaussians.names]
+    defaults = {"prune_min_gaussians": 0, "densify_until_iter": 1000}
+    opt = OptimizationParams(**(defaults | options))
+    return gaussians, Optimizer(groups, 1000), DensityControl(opt, EXTENT, "fine", 1000)
+
+
+def seen(
+    control: DensityControl, gaussians: GaussianModel, gradients: list[float], radius: int = 3
+):
+    means2d = torch.zeros(1, len(gaussians), 3, requires_grad=True)
+    means2d.grad = torch.zeros(1, len(gaussians), 3)
+    means2d.grad[0, :, 0] = torch.tensor(gradients)
+    radii = torch.full((1, len(gaussians)), radius, dtype=torch.int32)
+    out = SimpleNamespace(radii=radii, means2d=means2d)
+    control.observe([out], [gaussians.opacity.sigmoid()])
+
+
+def test_small_gaussian_with_large_gradient_is_cloned_with_all_it_has():
+    gaussians, optimizer, control = setup()
+    seen(control, gaussians, [0, 0, 1.0, 0, 0, 0])
+    change = control.step(gaussians, optimizer, 600)
+    assert (change.cloned, change.split) == (1, 0)
+    for name in gaussians.names:
+        assert torch.equal(gaussians[name][2], gaussians[name][6]), name
+
+
+def test_large_gaussian_is_replaced_by_two_smaller_ones():
+    gaussians, optimizer, control = setup()
+    with torch.no_grad():
+        gaussians.log_scale[4] = float(np.log(0.5))
+    seen(control, gaussians, [0, 0, 0, 0, 1.0, 0])
+    change = control.step(gaussians, optimizer, 600)
+    assert (change.cloned, change.split) == (0, 1)
+    assert len(gaussians) == 7
+    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, 3, 5, 4, 4]
+    assert torch.allclose(gaussians.log_scale[5:].exp(), torch.tensor(0.5 / 1.6))
+    assert not torch.equal(gaussians.xyz[5], gaussians.xyz[6])
+
+
+def test_children_are_drawn_from_their_parent():
+    gaussians, optimizer, control = setup(4000)
+    with torch.no_grad():
+        gaussians.xyz.zero_()
+        gaussians.log_scale.copy_(torch.tensor([0.4, 0.2, 0.3]).log())
+        half = 0.5**0.5  # a quarter turn about z: x and y change places
+        gaussians.rotation.copy_(torch.tensor([half, 0, 0, half]))
+    seen(control, gaussians, [1.0] * 4000)
+    control.step(gaussians, optimizer, 600)
+    spread = gaussians.xyz.detach().std(0)
+    assert torch.allclose(spread, torch.tensor([0.2, 0.4, 0.3]), rtol=0.05)
+
+
+def test_the_cap_is_never_exceeded_and_the_largest_gradients_come_first():
+    gaussians, optimizer, control = setup(max_gaussians=8)
+    seen(control, gaussians, [1.0, 5.0, 2.0, 4.0, 3.0, 0.5])
+    control.step(gaussians, optimizer, 600)
+    assert len(gaussians) == 8
+    assert gaussians["embedding"][6:, 0].tolist() == [1, 3]
+
+
+def test_gradient_is_averaged_over_the_iterations_that_saw_the_gaussian():
+    gaussians, optimizer, control = setup(
+        densify_grad_threshold_fine_init=0.6, densify_grad_threshold_after=0.6
+    )
+    seen(control, gaussians, [1.0, 1.0, 0, 0, 0, 0])
+    seen(control, gaussians, [0.0, 0.9, 0, 0, 0, 0])
+    assert control.step(gaussians, optimizer, 600).cloned == 1
+
+
+def test_faint_gaussians_are_pruned_and_the_moments_follow():
+    gaussians, optimizer, control = setup()
+    with torch.no_grad():
+        gaussians.opacity[3] = -9.0
+    seen(control, gaussians, [0.0] * 6)
+    assert control.step(gaussians, optimizer, 600).pruned == 1
+    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, 4, 5]
+    assert len(control.stats["seen"]) == 5
+
+
+def test_a_gaussian_that_shone_once_since_the_last_pruning_stays():
+    gaussians, optimizer, control = setup()
+    with torch.no_grad():
+        gaussians.opacity[3] = -9.0
+    seen(control, gaussians, [0.0] * 6)
+    control.observe(
+        [
+            SimpleNamespace(
+                radii=torch.ones(1, 6, dtype=torch.int32),
+                means2d=SimpleNamespace(grad=torch.zeros(1, 6, 3)),
+            )
+        ],
+        [torch.full((6, 1), 0.5)],
+    )
+    assert control.step(gaussians, optimizer, 600).pruned == 0
+
+
+def test_nothing_is_pruned_below_the_minimum_count():
+    gaussians, optimizer, control = setup(prune_min_gaussians=100)
+    with torch.no_grad():
+        gaussians.opacity[3] = -9.0
+    seen(control, gaussians, [0.0] * 6)
+    assert control.step(gaussians, optimizer, 600).pruned == 0
+
+
+def test_pruning_everything_is_an_error_that_says_what_to_do():
+    gaussians, optimizer, control = setup()
+    with torch.no_grad():
+        gaussians.opacity.fill_(-9.0)
+    seen(control, gaussians, [0.0] * 6)
+    with pytest.raises(UserError, match="opacity_threshold"):
+        control.step(gaussians, optimizer, 600)
+
+
+def test_opacity_reset_lowers_but_never_raises_and_zeroes_moments():
+    gaussians, optimizer, control = setup(opacity_reset_interval=600)
+    with torch.no_grad():
+        gaussians.opacity[0] = -8.0
+    gaussians.opacity.sum().backward()
+    optimizer.step()
+    seen(control, gaussians, [0.0] * 6)
+    control.opt.prune_min_gaussians = 100
+    before = gaussians.opacity[0].item()
+    control.step(gaussians, optimizer, 600)
+    assert gaussians.opacity[0].item() == before
+    assert torch.allclose(gaussians.opacity[1:].sigmoid(), torch.tensor(0.01))
+    assert optimizer.adam.state[gaussians.opacity]["exp_avg"].abs().sum() == 0
+
+
+def test_big_ones_go_only_after_an_opacity_reset():
+    for was_reset, expected in ((False, 0), (True, 6)):
+        gaussians, optimizer, control = setup(12)
+        control.opacity_was_reset = was_reset
+        with torch.no_grad():
+            gaussians.log_scale[:6] = float(np.log(2.0))
+        seen(control, gaussians, [0.0] * 12)
+        assert control.step(gaussians, optimizer, 600).pruned == expected
+
+
+def test_nothing_happens_after_the_last_iteration():
+    gaussians, optimizer, control = setup(densify_until_iter=500)
+    seen(control, gaussians, [1.0] * 6)
+    assert control.step(gaussians, optimizer, 600).cloned == 0
+
+
+def test_rotation_of_vectors_is_the_matrix_of_the_quaternion():
+    half = 0.5**0.5
+    q = torch.tensor([[half, 0.0, 0.0, half]]) * 3  # any length
+    assert torch.allclose(
+        rotate(q, torch.tensor([[1.0, 0.0, 0.0]])), torch.tensor([[0.0, 1.0, 0.0]]), atol=1e-6
+    )

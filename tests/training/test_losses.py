@@ -1,0 +1,50 @@
+"""The photometric loss and the per-camera colours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arguments_MoDE.config import OptimizationParams
+from training.losses import CameraColors, photometric, to_float
+
+
+def test_uint8_becomes_unit_range_channels_first():
+    image = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
+    assert torch.allclose(to_float(image)[0, :, 0, 0], torch.tensor([0.0, 128 / 255, 1.0]))
+
+
+@pytest.mark.parametrize("loss, expected", [("l1", 0.5), ("l2", 0.25), ("charbonnier", 0.5)])
+def test_loss_of_a_constant_difference(loss, expected):
+    images, targets = torch.full((2, 3, 16, 16), 0.75), torch.full((2, 3, 16, 16), 0.25)
+    terms = photometric(images, targets, OptimizationParams(loss=loss))
+    assert terms[loss].item() == pytest.approx(expected, abs=1e-4)
+    assert "dssim" not in terms
+
+
+def test_dssim_is_added_with_its_weight():
+    images, targets = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
+    one = photometric(images, targets, OptimizationParams(lambda_dssim=1.0))["dssim"]
+    half = photometric(images, targets, OptimizationParams(lambda_dssim=0.5))["dssim"]
+    assert one.item() == pytest.approx(2 * half.item())
+    assert photometric(images, images, OptimizationParams(lambda_dssim=1.0))["dssim"] < 1e-6
+
+
+def test_camera_colors_start_as_the_identity_and_keep_their_mean_there():
+    colors, image = CameraColors(4), torch.rand(3, 5, 6)
+    assert torch.equal(colors(image, 2, [1, 2, 3]), image)
+    with torch.no_grad():
+        colors.delta[1:] = torch.randn(3, 3, 4)
+    mean = torch.stack([colors(image, c, [1, 2, 3]) for c in (1, 2, 3)]).mean(0)
+    assert torch.allclose(mean, image, atol=1e-5)
+
+
+def test_camera_colors_learn_a_gain():
+    colors, image = CameraColors(2), torch.rand(3, 8, 8)
+    adam = torch.optim.Adam(colors.parameters(), lr=0.02)
+    for _ in range(200):
+        loss = (colors(image, 0, [0, 1]) - 1.2 * image).abs().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert loss < 0.01
