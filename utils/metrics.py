@@ -1,8 +1,8 @@
 """Image metrics: PSNR and SSIM, also as a training loss.
 
 All of them take float images in [0, 1] (data range 1) or uint8 images, of shape (C, H, W) or
-(B, C, H, W). A metric "from 8-bit" is the metric of `to_8bit(image)`: what a reader of the saved PNG
-would measure.
+(B, C, H, W). A metric "from 8-bit" is the metric of `to_8bit(image)`: what a reader of the saved
+PNG would measure.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _STRIP_VALUES = 100_000  # per map and strip: the dozen maps of a strip then sta
 
 
 def to_8bit(image: Tensor) -> Tensor:
-    """Float image in [0, 1] of any shape to uint8: clamped and rounded to the nearest of 256 levels."""
+    """Float image in [0, 1], of any shape, to uint8: clamped, rounded to the nearest level."""
     return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def psnr(image: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, 20 log10(1 / sqrt(MSE)) of each image; the mean over a batch.
+    """Peak signal-to-noise ratio in dB, 20 log10(1 / sqrt(MSE)) per image; a batch's mean.
 
     At most `PSNR_CAP`, which identical images get too, so that means and JSON files stay finite.
 
