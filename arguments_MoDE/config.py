@@ -2,8 +2,8 @@
 
 A recipe file (`arguments_MoDE/dynerf/config_rot_0/coffee_martini.py`) holds one dict per section,
 named like the class: ``OptimizationParams = dict(iterations=30000)``. Every field is a flag as well
-(``--iterations 30000``, ``--no-white_background``). Explicit flags beat the recipe, the recipe beats
-the defaults here. Names and defaults are those of the published MoDE code where it has them;
+(``--iterations 30000``, ``--no-white_background``). Explicit flags beat the recipe, the recipe
+beats the defaults here. Names and defaults are those of the published MoDE code where it has them;
 deviations say why.
 
 A field with ``structural=True`` fixes the shape or the meaning of what is saved: a recipe given at
@@ -12,6 +12,7 @@ rendering may not contradict the run in it.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -37,7 +38,7 @@ def option(
     """
     metadata = {"help": help, "short": short, "choices": choices, "structural": structural}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -68,9 +69,13 @@ class ModelParams:
         [], "held-out cameras, by name or index; default: the data set's own convention"
     )
     sh_degree: int = option(3, "spherical-harmonics degree of the colours, 0 to 3", structural=True)
-    white_background: bool = option(True, "white behind the Gaussians, else black", short="w", structural=True)
+    white_background: bool = option(
+        True, "white behind the Gaussians, else black", short="w", structural=True
+    )
     max_points: int = option(0, "thin the initial point cloud to at most this many points; 0: keep")
-    add_points: int = option(0, "add this many uniformly random points in the cloud's box (published: 100000 or none)")
+    add_points: int = option(
+        0, "add this many uniformly random points in the cloud's box (published: 100000 or none)"
+    )
     cache_gb: float = option(4.0, "memory for decoded frames, in GB; the rest goes to a disk cache")
     video_frames: int = option(0, "frames of the rendered camera path; 0: as many as the clip has")
 
@@ -80,14 +85,18 @@ class OptimizationParams:
     """Schedules, losses and density control."""
 
     iterations: int = option(30000, "iterations of the fine stage (deformation on)")
-    coarse_iterations: int = option(3000, "iterations of the coarse stage (canonical Gaussians only)")
+    coarse_iterations: int = option(
+        3000, "iterations of the coarse stage (canonical Gaussians only)"
+    )
     batch_size: int = option(1, "views per iteration; their mean loss is one step")
     batch_same_time: bool = option(
         False, "draw the views of a batch at one time, so that deformation is computed once"
     )
     position_lr_init: float = option(1.6e-4, "learning rate of positions, times the scene extent")
     position_lr_final: float = option(1.6e-6, "its final value, times the scene extent")
-    position_lr_max_steps: int = option(20000, "steps of the log-linear decay; 0: the stage's length")
+    position_lr_max_steps: int = option(
+        20000, "steps of the log-linear decay; 0: the stage's length"
+    )
     deformation_lr_init: float = option(1.6e-4, "HexPlane decoder, times the scene extent")
     deformation_lr_final: float = option(1.6e-5, "its final value, times the scene extent")
     grid_lr_init: float = option(1.6e-3, "HexPlane planes, times the scene extent")
@@ -96,7 +105,8 @@ class OptimizationParams:
     embnet_lr_final: float = option(1.6e-5, "its final value, times the scene extent")
     embnet_lr_max_steps: int = option(60000, "steps of its decay; 0: the stage's length")
     scale_lr_by_extent: bool = option(
-        True, "multiply network learning rates by the scene extent, as published; positions always are"
+        True,
+        "multiply network learning rates by the scene extent, as published; positions always are",
     )
     feature_lr: float = option(2.5e-3, "learning rate of the SH degree 0; the rest has 1/20 of it")
     opacity_lr: float = option(0.05, "learning rate of opacity logits")
@@ -108,21 +118,32 @@ class OptimizationParams:
     weight_movelr_final: float = option(5e-4, "its final value")
     weight_lr_max_steps: int = option(20000, "steps of its decay; 0: the stage's length")
     exposure_lr: float = option(1e-3, "learning rate of the per-camera colour transforms")
-    gaiting_from_iter: int = option(0, "fine iteration at which the router takes over from the warm-up")
+    gaiting_from_iter: int = option(
+        0, "fine iteration at which the router takes over from the warm-up"
+    )
     warmup_gate: str = option(
-        "random", "gates before that: random per Gaussian and render, or uniform", choices=("random", "uniform")
+        "random",
+        "gates before that: random per Gaussian and render, or uniform",
+        choices=("random", "uniform"),
     )
     loss: str = option("l1", "photometric loss", choices=("l1", "l2", "charbonnier"))
     lambda_dssim: float = option(0.0, "weight of 1 - SSIM")
     camera_color: bool = option(
-        False, "learn an affine colour transform per training camera (rigs whose cameras differ in colour)"
+        False,
+        "learn an affine colour transform per training camera (for rigs that differ in colour)",
     )
-    percent_dense: float = option(0.01, "split rather than clone above this scale, times the scene extent")
+    percent_dense: float = option(
+        0.01, "split rather than clone above this scale, times the scene extent"
+    )
     densify_from_iter: int = option(500, "first iteration of density control, in each stage")
     densify_until_iter: int = option(15000, "last iteration of density control, in each stage")
     densification_interval: int = option(100, "iterations between densifications")
-    densify_grad_threshold_coarse: float = option(2e-4, "mean screen gradient (NDC) that densifies, coarse stage")
-    densify_grad_threshold_fine_init: float = option(2e-4, "the same at the start of the fine stage")
+    densify_grad_threshold_coarse: float = option(
+        2e-4, "mean screen gradient (NDC) that densifies, coarse stage"
+    )
+    densify_grad_threshold_fine_init: float = option(
+        2e-4, "the same at the start of the fine stage"
+    )
     densify_grad_threshold_after: float = option(2e-4, "the same at the end of densification")
     opacity_threshold_coarse: float = option(0.005, "prune below this opacity, coarse stage")
     opacity_threshold_fine_init: float = option(0.005, "the same at the start of the fine stage")
@@ -130,8 +151,12 @@ class OptimizationParams:
     pruning_from_iter: int = option(500, "first iteration of pruning, in each stage")
     pruning_interval: int = option(100, "iterations between prunings")
     prune_min_gaussians: int = option(200000, "prune only above this count (published: hard-coded)")
-    max_gaussians: int = option(360000, "densify only below this count (published: hard-coded); never exceeded")
-    max_screen_size: float = option(20.0, "prune above this radius in pixels, once opacity has been reset")
+    max_gaussians: int = option(
+        360000, "densify only below this count (published: hard-coded); never exceeded"
+    )
+    max_screen_size: float = option(
+        20.0, "prune above this radius in pixels, once opacity has been reset"
+    )
     max_world_scale: float = option(0.1, "prune above this scale times the scene extent, likewise")
     opacity_reset_interval: int = option(3000, "iterations between opacity resets")
 
@@ -140,14 +165,23 @@ class OptimizationParams:
 class ModelHiddenParams:
     """The HexPlane expert, the router and the mixture."""
 
-    experts: list[str] = option(["hexplane", "embedding"], "experts of the mixture, in order", structural=True)
+    experts: list[str] = option(
+        ["hexplane", "embedding"], "experts of the mixture, in order", structural=True
+    )
     static: bool = option(False, "no deformation at all: the baseline", structural=True)
     kplanes_config: dict = option(
-        {"grid_dimensions": 2, "input_coordinate_dim": 4, "output_coordinate_dim": 32, "resolution": [64, 64, 64, 25]},
+        {
+            "grid_dimensions": 2,
+            "input_coordinate_dim": 4,
+            "output_coordinate_dim": 32,
+            "resolution": [64, 64, 64, 25],
+        },
         "HexPlane: channels and base resolution [x, y, z, t]",
         structural=True,
     )
-    multires: list[int] = option([1, 2, 4, 8], "multipliers of the spatial resolution, a level each", structural=True)
+    multires: list[int] = option(
+        [1, 2, 4, 8], "multipliers of the spatial resolution, a level each", structural=True
+    )
     net_width: int = option(64, "width of the HexPlane decoder", structural=True)
     defor_depth: int = option(1, "depth of its trunk; 0 and 1 are the same", structural=True)
     no_dx: bool = option(False, "HexPlane does not move positions", structural=True)
@@ -156,23 +190,29 @@ class ModelHiddenParams:
     no_do: bool = option(True, "HexPlane does not change opacities", structural=True)
     no_dshs: bool = option(True, "HexPlane does not change colours", structural=True)
     zero_init_heads: bool = option(
-        False, "start every deformation head at zero, so that the fine stage begins where the coarse one ended",
+        False,
+        "start deformation heads at zero: the fine stage begins where the coarse one ended",
         structural=False,
     )
     plane_tv_weight: float = option(1e-4, "weight of the smoothness of the space planes")
     time_smoothness_weight: float = option(1e-2, "weight of the smoothness in time")
     l1_time_planes: float = option(1e-4, "weight of |1 - space-time plane|")
-    MoE_mean: bool = option(True, "mix positions over the experts, else the first expert's", structural=True)
+    MoE_mean: bool = option(
+        True, "mix positions over the experts, else the first expert's", structural=True
+    )
     MoE_rotation: bool = option(True, "mix rotations", structural=True)
     MoE_scale: bool = option(False, "mix scales", structural=True)
     MoE_opacity: bool = option(False, "mix opacities", structural=True)
     MoE_sh: bool = option(False, "mix colours", structural=True)
     gate: str = option(
-        "softmax", "softmax, or published (standardised logits; learns nothing with two experts)",
-        choices=("softmax", "published"), structural=True,
+        "softmax",
+        "softmax, or published (standardised logits; learns nothing with two experts)",
+        choices=("softmax", "published"),
+        structural=True,
     )
     mixing: str = option(
-        "delta", "delta: canonical + sum of gated deltas; published: guests see detached canonical Gaussians",
+        "delta",
+        "delta: canonical + gated deltas; published: guests see detached canonical Gaussians",
         choices=("delta", "published"),
     )
     temp: float = option(1.0, "temperature of the softmax gate", structural=True)
@@ -189,10 +229,16 @@ class ModelEmbParams:
     emb_min_embeddings: int = option(30, "rows of the temporal table at the start", structural=True)
     emb_max_embeddings: int = option(150, "rows of the temporal table at the end", structural=True)
     emb_temporal_embedding_dim: int = option(256, "columns of the temporal table", structural=True)
-    emb_gaussian_embedding_dim: int = option(32, "size of the per-Gaussian embedding", structural=True)
-    emb_c2f_temporal_iter: int = option(20000, "iterations over which the rows grow", structural=True)
+    emb_gaussian_embedding_dim: int = option(
+        32, "size of the per-Gaussian embedding", structural=True
+    )
+    emb_c2f_temporal_iter: int = option(
+        20000, "iterations over which the rows grow", structural=True
+    )
     emb_no_c2f_temporal_embedding: bool = option(False, "all rows from the start", structural=True)
-    emb_use_coarse_temporal_embedding: bool = option(False, "coarse branch keeps the minimum of rows", structural=True)
+    emb_use_coarse_temporal_embedding: bool = option(
+        False, "coarse branch keeps the minimum of rows", structural=True
+    )
     emb_no_coarse_deform: bool = option(False, "without the coarse branch", structural=True)
     emb_no_fine_deform: bool = option(False, "without the fine branch", structural=True)
     emb_zero_temporal: bool = option(False, "temporal table starts at zero")
@@ -200,9 +246,15 @@ class ModelEmbParams:
     emb_no_dr: bool = option(False, "does not change rotations", structural=True)
     emb_no_do: bool = option(True, "does not change opacities", structural=True)
     emb_no_dc: bool = option(False, "does not change colours", structural=True)
-    emb_use_anneal: bool = option(True, "fade the deltas in over the first 1000 iterations", structural=True)
-    emb_deform_from_iter: int = option(0, "fade scale, opacity and colour in from this iteration", structural=True)
-    emb_smooth_weight: float = option(0.0, "weight of the local smoothness of embeddings (E-D3DGS: 1.0; MoDE: none)")
+    emb_use_anneal: bool = option(
+        True, "fade the deltas in over the first 1000 iterations", structural=True
+    )
+    emb_deform_from_iter: int = option(
+        0, "fade scale, opacity and colour in from this iteration", structural=True
+    )
+    emb_smooth_weight: float = option(
+        0.0, "weight of the local smoothness of embeddings (E-D3DGS: 1.0; MoDE: none)"
+    )
 
 
 @dataclass
@@ -237,6 +289,9 @@ class Config:
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Section name -> field name -> value, ready for JSON."""
         return {
-            section.name: {f.name: getattr(getattr(self, section.name), f.name) for f in fields(getattr(self, section.name))}
+            section.name: {
+                f.name: getattr(getattr(self, section.name), f.name)
+                for f in fields(getattr(self, section.name))
+            }
             for section in fields(self)
         }
