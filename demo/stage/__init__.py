@@ -1,0 +1,1 @@
+"""The demo scene as geometry, and its independent renderer; nothing in the toolkit imports this."""
