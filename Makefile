@@ -12,8 +12,8 @@ PYTEST ?=
 BOOTSTRAP = $(PYTHON) script/bootstrap.py
 # The Python that everything runs in: the active environment's, or .venv's.
 RUN = $(shell $(BOOTSTRAP) --print-python)
-# Removes a run folder, and nothing that is not one.
-forget = if [ -f "$(1)/config.json" ]; then rm -rf "$(1)"; fi
+# A finished demo is not trained again, an interrupted one goes on; FORCE=1 starts anew.
+TRAIN_DEMO = train_emb.py -s demo/scene --configs arguments_MoDE/demo/demo.py $(if $(FORCE),--overwrite,--resume)
 
 help:  ## this list
 	@echo "MoE-GS Studio. Targets:"
@@ -28,14 +28,12 @@ setup-dev:  ## the same and what the tests need
 	@$(BOOTSTRAP) --dev --torch "$(TORCH)"
 
 demo: setup  ## trains on the demo scene, renders the held-out camera, prints metrics
-	@$(if $(FORCE),$(call forget,$(DEMO)))
-	$(RUN) train_emb.py -s demo/scene --expname $(DEMO) --configs arguments_MoDE/demo/demo.py
+	$(RUN) $(TRAIN_DEMO) --expname $(DEMO)
 	$(RUN) render_emb.py --model_path $(DEMO) --skip_train
 	@$(RUN) script/show_metrics.py $(DEMO)
 
 demo-static: setup  ## the same with deformation switched off, beside the demo's numbers
-	@$(if $(FORCE),$(call forget,$(DEMO)_static))
-	$(RUN) train_emb.py -s demo/scene --expname $(DEMO)_static --configs arguments_MoDE/demo/demo.py --static
+	$(RUN) $(TRAIN_DEMO) --expname $(DEMO)_static --static
 	$(RUN) render_emb.py --model_path $(DEMO)_static --skip_train --skip_video
 	@$(RUN) script/show_metrics.py $(wildcard $(DEMO)) $(DEMO)_static
 

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -210,12 +211,22 @@ def source_key(folder: Path) -> str:
     return digest(parts)
 
 
+def cpu_features() -> str:
+    """What this processor can do, since builds use the machine's own instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    known = (line for line in lines if line.startswith(("flags", "Features")) or len(lines) == 1)
+    return platform.machine() + next(known, "")
+
+
 def toolchain_key(environment: Dict[str, str], version: Sequence[int]) -> str:
-    """A hash of what a build depends on beside the sources: Python, compilers and their flags."""
+    """A hash of what a build depends on beside the sources: Python, compilers, flags, processor."""
     names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CMAKE_ARGS", "CUDACXX", "CMAKE_CUDA_ARCHITECTURES")
     parts = [f"{name}={environment.get(name, '')}" for name in names]
     nvcc = shutil.which("nvcc", path=environment.get("PATH")) or ""
-    return digest([*parts, nvcc, str(tuple(version[:2]))])
+    return digest([*parts, nvcc, cpu_features(), str(tuple(version[:2]))])
 
 
 # --- running -------------------------------------------------------------------------------------
