@@ -1,0 +1,269 @@
+"""`rasterize`: the differentiable operator over batches of (camera, Gaussians)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization import _native, arguments
+
+
+class RasterOutput(NamedTuple):
+    """B rendered views of N Gaussians with C channels.
+
+    color: (B, C, H, W), blended over the background.
+    alpha: (B, 1, H, W) = 1 - final transmittance.
+    depth: (B, 1, H, W) = sum of view-space z * alpha * T; not divided by alpha, no background.
+    radii: (B, N) int32 pixels, ceil of 3 sigma; 0 where the Gaussian was culled.
+    """
+
+    color: Tensor
+    alpha: Tensor
+    depth: Tensor
+    radii: Tensor
+
+
+class Settings(NamedTuple):
+    """What a render needs besides tensors. `threads` is the number of CPU threads."""
+
+    width: int
+    height: int
+    sh_degree: int
+    scale_modifier: float
+    threads: int
+
+
+# The differentiable inputs in the order in which _Rasterize takes and returns them.
+_DIFFERENTIABLE = (
+    "means3D",
+    "means2D",
+    "opacities",
+    "shs",
+    "colors",
+    "scales",
+    "rotations",
+    "cov3Ds",
+)
+
+
+def _kernel(name: str, dtype: torch.dtype) -> Any:
+    return getattr(_native, f"{name}_{'f32' if dtype == torch.float32 else 'f64'}")
+
+
+def _native_inputs(settings: Settings, tensors: tuple[Tensor | None, ...]) -> Any:
+    """The C++ view of the inputs; `tensors` must outlive it."""
+    means, opacities, *rest = (None if t is None else t.detach() for t in tensors)
+    return _kernel("inputs", means.dtype)(
+        settings.width,
+        settings.height,
+        settings.sh_degree,
+        settings.scale_modifier,
+        means,
+        opacities,
+        *rest,
+    )
+
+
+class _Rasterize(torch.autograd.Function):
+    """Tensors come checked, contiguous in each view, shared ones with a leading dimension of 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        settings: Settings,
+        cameras: tuple[Tensor, ...],
+        background: Tensor,
+        means: Tensor,
+        means2d: Tensor | None,
+        opacities: Tensor,
+        *attributes: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, count = cameras[0].shape[0], means.shape[1]
+        size = (settings.height, settings.width)
+        tensors = (means, opacities, *attributes, *cameras, background)
+        color = means.new_empty((batch, background.shape[0], *size))
+        alpha, depth = means.new_empty((batch, 1, *size)), means.new_empty((batch, 1, *size))
+        radii = torch.empty((batch, count), dtype=torch.int32)
+        state = _kernel("forward", means.dtype)(
+            _native_inputs(settings, tensors), color, alpha, depth, radii, settings.threads
+        )
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(radii)
+        if any(ctx.needs_input_grad):
+            ctx.settings, ctx.state, ctx.batch = settings, state, batch
+            ctx.save_for_backward(*tensors)
+        return color, alpha, depth, radii
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, color: Tensor | None, alpha: Tensor | None, depth: Tensor | None, _):
+        tensors = ctx.saved_tensors
+        means, opacities, *attributes = tensors[:7]
+        wanted = ctx.needs_input_grad[3:]
+        likes = (means, None, opacities, *attributes)
+        grads = [
+            torch.empty_like(like) if need and like is not None else None
+            for need, like in zip(wanted, likes, strict=True)
+        ]
+        if wanted[1]:
+            grads[1] = means.new_empty((ctx.batch, *means.shape[1:]))
+        images = (None if g is None else g.contiguous() for g in (color, alpha, depth))
+        _kernel("backward", means.dtype)(
+            _native_inputs(ctx.settings, tensors), ctx.state, *images, *grads, ctx.settings.threads
+        )
+        return None, None, None, *grads
+
+
+class _OneOfMany(torch.autograd.Function):
+    """(B, ...) expanded from one entry -> that entry (1, ...), without a copy either way.
+
+    The gradient of the shared entry is spread evenly over the B views of the expanded tensor, so
+    that it is whole again when autograd sums over them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.views = tensor.shape[0]
+        return tensor[:1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return (grad / ctx.views).expand(ctx.views, *grad.shape[1:])
+
+
+def _per_view(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous within each view; an expanded batch dimension becomes 1 and is never copied."""
+    if tensor is None:
+        return None
+    if tensor.shape[0] > 1 and tensor.stride(0) == 0:
+        tensor = _OneOfMany.apply(tensor)
+    if tensor.shape[0] > 0 and not tensor[0].is_contiguous():
+        tensor = tensor.contiguous()
+    return tensor
+
+
+def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
+    arguments.check_device(tensors)
+    arguments.check_dtype(tensors, tensors["means3D"].dtype)
+    arguments.check_size(settings.width, settings.height)
+    batch = tensors["viewmatrices"].shape[0]
+    background = tensors["background"]
+    if background.dim() != 1 or background.shape[0] == 0:
+        raise ValueError(f"background must have the shape (C,), not {tuple(background.shape)}")
+    count = tensors["means3D"].shape[1] if tensors["means3D"].dim() == 3 else None
+    channels = background.shape[0]
+    shapes = {
+        "means3D": (count, 3),
+        "means2D": (count, 3),
+        "opacities": (count, 1),
+        "shs": (count, None, 3),
+        "colors": (count, channels),
+        "scales": (count, 3),
+        "rotations": (count, 4),
+        "cov3Ds": (count, 6),
+        "viewmatrices": (4, 4),
+        "projmatrices": (4, 4),
+        "camposs": (3,),
+        "tanfov": (2,),
+    }
+    for name, shape in shapes.items():
+        if tensors[name] is not None:
+            arguments.check_shape(name, tensors[name], shape, batch)
+    if tensors["shs"] is not None:
+        arguments.check_sh(tensors["shs"], settings.sh_degree, channels)
+
+
+def rasterize(
+    means3D: Tensor,
+    opacities: Tensor,
+    *,
+    shs: Tensor | None = None,
+    colors: Tensor | None = None,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3Ds: Tensor | None = None,
+    viewmatrices: Tensor,
+    projmatrices: Tensor,
+    camposs: Tensor,
+    tanfov: Tensor,
+    width: int,
+    height: int,
+    background: Tensor,
+    sh_degree: int = 0,
+    scale_modifier: float = 1.0,
+    means2D: Tensor | None = None,
+    num_threads: int | None = None,
+) -> RasterOutput:
+    """Draws N Gaussians into B views. All tensors are float32, or all float64, on the CPU.
+
+    Every leading B may be 1, or an expanded dimension: the entry is then shared by all views,
+    read in place and given the sum of the views' gradients.
+
+    Args:
+        means3D: (B, N, 3) centres in world space.
+        opacities: (B, N, 1), normally in (0, 1).
+        shs: (B, N, M, 3) spherical harmonics, M >= (sh_degree + 1)^2; three channels.
+        colors: (B, N, C) instead of `shs`: the features to blend, used as they are.
+        scales: (B, N, 3) standard deviations along the axes.
+        rotations: (B, N, 4) quaternions wxyz, used as given, not normalised.
+        cov3Ds: (B, N, 6) instead of scales and rotations: xx, xy, xz, yy, yz, zz.
+        viewmatrices: (B, 4, 4) transposed world-to-camera matrices (OpenCV axes).
+        projmatrices: (B, 4, 4) transposed world-to-clip matrices.
+        camposs: (B, 3) camera centres, for the viewing direction of the harmonics.
+        tanfov: (B, 2) tangents of half the horizontal and the vertical field of view.
+        width, height: pixels.
+        background: (C,).
+        sh_degree: 0 to 3, the degree to evaluate.
+        scale_modifier: multiplies all scales.
+        means2D: (B, N, 3) whose values are unused: receives, as its gradient, that of the
+            projected centre in normalised device coordinates (x, y; z is 0).
+        num_threads: CPU threads, by default `torch.get_num_threads()`. The results do not depend
+            on it, not even in the last bit.
+
+    There are no gradients for radii, background and cameras, and no second derivatives.
+    A Gaussian with a value that is not finite is culled: radius 0, gradient 0.
+
+    Raises:
+        ValueError: an argument is missing, superfluous, or of the wrong shape or dtype.
+        RuntimeError: a tensor is not on the CPU.
+    """
+    arguments.check_exclusive(shs, colors, scales, rotations, cov3Ds)
+    threads = torch.get_num_threads() if num_threads is None else int(num_threads)
+    if threads < 1:
+        raise ValueError(f"num_threads must be at least 1, not {threads}")
+    settings = Settings(int(width), int(height), int(sh_degree), float(scale_modifier), threads)
+    values = (means3D, means2D, opacities, shs, colors, scales, rotations, cov3Ds)
+    cameras = dict(
+        viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov
+    )
+    tensors = dict(zip(_DIFFERENTIABLE, values, strict=True)) | cameras | {"background": background}
+    _check(tensors, settings)
+    return RasterOutput(
+        *_Rasterize.apply(
+            settings,
+            tuple(camera.detach().contiguous() for camera in cameras.values()),
+            background.detach().contiguous(),
+            *(_per_view(tensors[name]) for name in _DIFFERENTIABLE[:1]),
+            means2D,
+            *(_per_view(tensors[name]) for name in _DIFFERENTIABLE[2:]),
+        )
+    )
+
+
+def mark_visible(positions: Tensor, viewmatrix: Tensor) -> Tensor:
+    """(N,) bool: whether the view-space z of each position (N, 3) is above 0.2.
+
+    `viewmatrix` is the transposed world-to-camera matrix (4, 4).
+    """
+    tensors = {"means3D": positions, "viewmatrix": viewmatrix}
+    arguments.check_device(tensors)
+    arguments.check_dtype(tensors, positions.dtype)
+    arguments.check_shape("positions", positions[None], (None, 3), 1)
+    arguments.check_shape("viewmatrix", viewmatrix[None], (4, 4), 1)
+    visible = torch.empty(positions.shape[0], dtype=torch.bool)
+    _kernel("mark_visible", positions.dtype)(
+        positions.detach().contiguous(), viewmatrix.detach().contiguous(), visible
+    )
+    return visible

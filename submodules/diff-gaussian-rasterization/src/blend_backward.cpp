@@ -1,0 +1,199 @@
+// Back-to-front gradients of the blending: per tile and splat, six moments of dL/dpower over the
+// pixels and the gradients of the features. No two threads write the same place and nothing is
+// added atomically, so the result has the same bits for any number of threads.
+#include <algorithm>
+#include <cstdint>
+
+#include "blend_row.h"
+#include "thread_pool.h"
+
+namespace gr {
+namespace {
+
+// A tile on its way back. `behind` is the part of dL/dT of what lies behind the current splat.
+template <typename S>
+struct TileBack {
+  alignas(64) S transmittance[kTilePixels];
+  alignas(64) S behind[kTilePixels];
+  alignas(64) S last[kTilePixels];
+  S row_last[kTile];
+  S* gradient;  // (K, 256): dL/d(feature image)
+};
+
+// What one splat gathers over the pixels of the tile, still spread over the lanes.
+template <typename S>
+struct Gathered {
+  Pack<S> q, qy, qyy;
+};
+
+template <typename S>
+struct Kernel {
+  const Inputs<S>& in;
+  const ViewState<S>& state;
+  const ImageGradients<S>& image;
+  int v, features;
+
+  void load_plane(const S* plane, int tx, int ty, S* to) const {
+    std::fill_n(to, kTilePixels, S(0));
+    if (plane == nullptr) return;
+    const int columns = std::min(kTile, in.width - tx * kTile);
+    const int rows = std::min(kTile, in.height - ty * kTile);
+    for (int y = 0; y < rows; ++y) {
+      const S* row = plane + std::size_t(ty * kTile + y) * in.width + tx * kTile;
+      std::copy_n(row, columns, to + y * kTile);
+    }
+  }
+
+  // Returns the position after the last contributor of the tile.
+  int start(int tx, int ty, TileBack<S>& tile) const {
+    const std::size_t plane = std::size_t(in.width) * in.height;
+    const std::size_t kept = std::size_t(ty * in.tiles_x() + tx) * kTilePixels;
+    std::copy_n(state.transmittance.data() + kept, kTilePixels, tile.transmittance);
+    std::copy_n(state.last.data() + kept, kTilePixels, tile.last);
+    load_plane(image.alpha ? image.alpha + v * plane : nullptr, tx, ty, tile.behind);
+    for (int i = 0; i < kTilePixels; ++i) tile.behind[i] = -tile.behind[i];
+    for (int k = 0; k < in.channels; ++k) {
+      S* to = tile.gradient + k * kTilePixels;
+      const std::size_t offset = (std::size_t(v) * in.channels + k) * plane;
+      load_plane(image.color ? image.color + offset : nullptr, tx, ty, to);
+      for (int i = 0; i < kTilePixels; ++i) tile.behind[i] += in.background[k] * to[i];
+    }
+    if (features > in.channels) {
+      load_plane(image.depth + v * plane, tx, ty, tile.gradient + in.channels * kTilePixels);
+    }
+    for (int i = 0; i < kTilePixels; ++i) tile.behind[i] *= tile.transmittance[i];
+    for (int y = 0; y < kTile; ++y) {
+      tile.row_last[y] = *std::max_element(tile.last + y * kTile, tile.last + (y + 1) * kTile);
+    }
+    return static_cast<int>(*std::max_element(tile.row_last, tile.row_last + kTile)) + 1;
+  }
+};
+
+// Returns whether a pixel of the group was drawn. K as in the forward pass.
+template <typename S, int K>
+inline bool gather_group(TileBack<S>& tile, const SplatRow<S>& splat, const S* feature,
+                         int features, int y, int g, Pack<S> dy, Pack<S> position,
+                         Gathered<S>& sums, Pack<S>* feature_sums) {
+  using P = Pack<S>;
+  const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
+  const int at = y * kTile + g * P::lanes;
+  const P raw = splat.alpha(g, dy);
+  const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
+                          at_least(load(tile.last + at, P()), position));
+  if (!any(drawn)) return false;
+  const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
+  const P inverse = one / (one - alpha);
+  const P t = load(tile.transmittance + at, P()) * inverse;
+  const P weight = alpha * t;
+  const int count = K > 0 ? K : features;
+  P along = zero;  // dL / d(weight)
+  for (int k = 0; k < count; ++k) {
+    const P g_k = load(tile.gradient + k * kTilePixels + at, P());
+    along = fma(g_k, broadcast(feature[k], P()), along);
+    feature_sums[k] = fma(weight, g_k, feature_sums[k]);
+  }
+  const P behind = load(tile.behind + at, P());
+  const P grad_alpha = t * along - behind * inverse;
+  const P q = select(drawn, raw * grad_alpha, zero);
+  store(tile.transmittance + at, t);
+  store(tile.behind + at, fma(weight, along, behind));
+  sums.q = sums.q + q;
+  const P qy = q * dy;
+  sums.qy = sums.qy + qy;
+  sums.qyy = fma(qy, dy, sums.qyy);
+  return true;
+}
+
+// Moments of q about the splat's centre: 1, dx, dy, dx^2, dx dy, dy^2.
+template <typename S>
+void write_moments(const SplatRow<S>& splat, const Gathered<S>* gathered, S* out) {
+  std::fill_n(out, kMoments, S(0));
+  for (int g = 0; g < kGroups<S>; ++g) {
+    const Gathered<S>& a = gathered[g];
+    const Pack<S> qx = a.q * splat.dx[g];
+    out[0] += sum(a.q);
+    out[1] += sum(qx);
+    out[2] += sum(a.qy);
+    out[3] += sum(qx * splat.dx[g]);
+    out[4] += sum(a.qy * splat.dx[g]);
+    out[5] += sum(a.qyy);
+  }
+}
+
+template <typename S, int K>
+void gather_splat(const Kernel<S>& kernel, TileBack<S>& tile, int tx, int ty, std::uint32_t p,
+                  int place, Pack<S>* feature_sums, PairGradients<S>& pairs) {
+  using P = Pack<S>;
+  std::uint32_t rows = kernel.state.rows[p];
+  const Pair pair = kernel.state.pairs[p];
+  const S* record =
+      kernel.state.records.data() + std::size_t(pair.gaussian) * kernel.state.record_stride;
+  const SplatRow<S> splat(record, tx, ty);
+  const P zero = broadcast(S(0), P()), position = broadcast(S(place), P());
+  Gathered<S> gathered[kGroups<S>];
+  for (auto& g : gathered) g = {zero, zero, zero};
+  const int count = K > 0 ? K : kernel.features;
+  for (int k = 0; k < count; ++k) feature_sums[k] = zero;
+  bool seen = false;
+  for (int y = 0; rows != 0; ++y, rows >>= 1) {
+    if ((rows & 1u) == 0 || tile.row_last[y] < S(place)) continue;
+    const P dy = broadcast(splat.y - S(y), P());
+    for (int g = 0; g < kGroups<S>; ++g) {
+      seen |= gather_group<S, K>(tile, splat, record + kGeometry, count, y, g, dy, position,
+                                 gathered[g], feature_sums);
+    }
+  }
+  if (!seen) return;
+  S* out = pairs.values.data() + std::size_t(pair.slot) * pairs.stride;
+  write_moments(splat, gathered, out);
+  for (int k = 0; k < count; ++k) out[kMoments + k] = sum(feature_sums[k]);
+  pairs.written[pair.slot] = 1;
+}
+
+template <typename S, int K>
+void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
+  const int tiles_x = kernel.in.tiles_x(), tiles = tiles_x * kernel.in.tiles_y();
+  Buffer<S> gradients;
+  Buffer<Pack<S>> feature_sums;
+  const std::size_t per_thread = std::size_t(kernel.features) * kTilePixels;
+  gradients.resize(per_thread * threads);
+  feature_sums.resize(std::size_t(kernel.features) * threads);
+  parallel_for(tiles, threads, [&](int t, int worker) {
+    const std::uint32_t first = kernel.state.tile_start[t];
+    if (first == kernel.state.tile_start[t + 1]) return;
+    const int tx = t % tiles_x, ty = t / tiles_x;
+    TileBack<S> tile;
+    tile.gradient = gradients.data() + per_thread * worker;
+    Pack<S>* sums = feature_sums.data() + std::size_t(kernel.features) * worker;
+    for (int place = kernel.start(tx, ty, tile) - 1; place >= 0; --place) {
+      gather_splat<S, K>(kernel, tile, tx, ty, first + place, place, sums, pairs);
+    }
+  });
+}
+
+}  // namespace
+
+template <typename S>
+void blend_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
+                         const ImageGradients<S>& image, PairGradients<S>& pairs) {
+  const int features = in.channels + (image.depth != nullptr ? 1 : 0);
+  pairs.stride = kMoments + features;
+  pairs.values.resize(state.pairs.size() * pairs.stride);
+  pairs.written.resize(state.pairs.size());
+  pairs.written.zero();
+  const Kernel<S> kernel{in, state, image, v, features};
+  if (features == 3) {
+    gather_tiles<S, 3>(kernel, threads, pairs);
+  } else if (features == 4) {
+    gather_tiles<S, 4>(kernel, threads, pairs);
+  } else {
+    gather_tiles<S, 0>(kernel, threads, pairs);
+  }
+}
+
+template void blend_view_backward(const Inputs<float>&, int, int, const ViewState<float>&,
+                                  const ImageGradients<float>&, PairGradients<float>&);
+template void blend_view_backward(const Inputs<double>&, int, int, const ViewState<double>&,
+                                  const ImageGradients<double>&, PairGradients<double>&);
+
+}  // namespace gr

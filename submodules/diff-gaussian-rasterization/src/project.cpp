@@ -1,0 +1,269 @@
+// Per-Gaussian stages: projection and colour before blending, their gradients after it.
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "gaussian_rasterizer/spherical_harmonics.h"
+#include "rasterizer.h"
+#include "simd.h"
+#include "thread_pool.h"
+
+namespace gr {
+namespace {
+
+constexpr int kChunk = 512;  // Gaussians handed to a thread at a time
+
+int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
+
+// Colour channels of Gaussian i into `features`; false if one is not finite.
+template <typename S>
+bool color_features(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                    Vec3<S> mean, S* features) {
+  if (in.sh) {
+    const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
+    const Vec3<S> rgb = sh_color(in.sh_degree, mean - camera.position, sh);
+    features[0] = max_of(rgb.x, S(0));
+    features[1] = max_of(rgb.y, S(0));
+    features[2] = max_of(rgb.z, S(0));
+    return is_finite(rgb);
+  }
+  const S* color = in.colors.at(v) + i * in.channels;
+  bool finite = true;
+  for (int k = 0; k < in.channels; ++k) {
+    features[k] = color[k];
+    finite = finite && is_finite(color[k]);
+  }
+  return finite;
+}
+
+// The conic is stored so that 2^(quad) is the falloff: scaled by -log2(e), halved on the diagonal.
+template <typename S>
+void geometry_record(const Splat<S>& splat, S opacity, S* record) {
+  record[kX] = splat.x;
+  record[kY] = splat.y;
+  record[kQuadXX] = S(-0.5 * kLog2E) * splat.conic_xx;
+  record[kQuadXY] = S(-kLog2E) * splat.conic_xy;
+  record[kQuadYY] = S(-0.5 * kLog2E) * splat.conic_yy;
+  record[kOpacity] = opacity;
+}
+
+template <typename S>
+int count_tiles(const Footprint<S>& f) {
+  int count = 0;
+  for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
+    const Span span = tile_span(f, ty);
+    count += std::max(span.last - span.first + 1, 0);
+  }
+  return count;
+}
+
+// Returns the number of tiles to draw the Gaussian in.
+template <typename S>
+int project_one(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                ViewState<S>& state, std::int32_t& radius, S& depth) {
+  radius = 0;
+  const Vec3<S> mean = input_mean(in, v, i);
+  const S opacity = in.opacities.at(v)[i];
+  Splat<S> splat;
+  if (!is_finite(opacity) || !project(camera, mean, input_covariance(in, v, i), splat)) return 0;
+  const TileRect rect = tile_rect(splat, in.tiles_x(), in.tiles_y());
+  if (is_empty(rect)) return 0;
+  S* record = state.records.data() + i * state.record_stride;
+  if (!color_features(in, v, i, camera, mean, record + kGeometry)) return 0;
+  record[kGeometry + in.channels] = splat.depth;
+  geometry_record(splat, opacity, record);
+  radius = static_cast<std::int32_t>(splat.radius);
+  depth = splat.depth;
+  state.footprints[i] = footprint(splat, opacity, rect);
+  return count_tiles(state.footprints[i]);
+}
+
+}  // namespace
+
+template <typename S>
+void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
+                  std::int32_t* radii, Buffer<S>& depths) {
+  const int n = in.gaussians;
+  state.record_stride = (kGeometry + in.features() + 3) / 4 * 4;
+  if (state.record_stride == 12) state.record_stride = 16;  // one cache line for float RGB
+  state.records.resize(static_cast<std::size_t>(n) * state.record_stride);
+  state.footprints.resize(n);
+  state.first_slot.resize(n + 1);
+  depths.resize(n);
+  const Camera<S> camera = in.camera(v);
+  parallel_for(chunk_count(n), threads, [&](int chunk, int) {
+    const int end = std::min(n, (chunk + 1) * kChunk);
+    for (int i = chunk * kChunk; i < end; ++i) {
+      state.first_slot[i] = static_cast<std::uint32_t>(
+          project_one(in, v, i, camera, state, radii[i], depths[i]));
+    }
+  });
+  std::uint64_t total = 0;
+  for (int i = 0; i <= n; ++i) {
+    const std::uint32_t count = i < n ? state.first_slot[i] : 0;
+    state.first_slot[i] = static_cast<std::uint32_t>(total);
+    total += count;
+  }
+  if (total > 0xffffffffu) throw std::length_error("more than 2^32 splat-tile pairs in one view");
+}
+
+// ------------------------------------------------------------------------------------- backward
+
+namespace {
+
+// Sets or adds `count` values.
+template <typename S>
+void emit(const Batched<S>& target, int v, std::int64_t i, int count, const S* values) {
+  if (!target) return;
+  S* out = target.at(v) + i * count;
+  if (target.adds(v)) {
+    for (int k = 0; k < count; ++k) out[k] += values[k];
+  } else {
+    for (int k = 0; k < count; ++k) out[k] = values[k];
+  }
+}
+
+template <typename S>
+void emit_zero(const Batched<S>& target, int v, std::int64_t i, int count) {
+  if (!target || target.adds(v)) return;
+  std::fill_n(target.at(v) + i * count, count, S(0));
+}
+
+template <typename S>
+void emit_zeros(const Inputs<S>& in, int v, std::int64_t i, const InputGradients<S>& grad) {
+  emit_zero(grad.means, v, i, 3);
+  emit_zero(grad.means2d, v, i, 3);
+  emit_zero(grad.opacities, v, i, 1);
+  emit_zero(grad.sh, v, i, 3 * in.sh_rows);
+  emit_zero(grad.colors, v, i, in.channels);
+  emit_zero(grad.scales, v, i, 3);
+  emit_zero(grad.rotations, v, i, 4);
+  emit_zero(grad.cov3d, v, i, 6);
+}
+
+// Adds up the tiles of Gaussian i in a fixed order; false if no pixel saw it.
+template <typename S>
+bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint32_t last, S* sum) {
+  bool any = false;
+  for (std::uint32_t slot = first; slot < last; ++slot) {
+    if (!pairs.written[slot]) continue;
+    const S* values = pairs.values.data() + static_cast<std::size_t>(slot) * pairs.stride;
+    for (int k = 0; k < pairs.stride; ++k) sum[k] = any ? sum[k] + values[k] : values[k];
+    any = true;
+  }
+  return any;
+}
+
+// From the moments of q = dL/dpower over the pixels to the gradient of the splat.
+template <typename S>
+SplatGrad<S> splat_gradient(const Splat<S>& splat, const S* m) {
+  const S q_x = m[1], q_y = m[2], q_xx = m[3], q_xy = m[4], q_yy = m[5];
+  SplatGrad<S> g;
+  g.depth = S(0);
+  g.x = -(splat.conic_xx * q_x + splat.conic_xy * q_y);
+  g.y = -(splat.conic_xy * q_x + splat.conic_yy * q_y);
+  g.conic_xx = S(-0.5) * q_xx;
+  g.conic_xy = -q_xy;
+  g.conic_yy = S(-0.5) * q_yy;
+  return g;
+}
+
+// Gradient of the colour; returns its part for the mean (through the viewing direction).
+template <typename S>
+Vec3<S> color_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                       Vec3<S> mean, const S* features, const S* grad_color,
+                       const InputGradients<S>& grad) {
+  if (!in.sh) {
+    emit(grad.colors, v, i, in.channels, grad_color);
+    return {S(0), S(0), S(0)};
+  }
+  // The record holds the clamped colour: exactly 0 where the clamp was active.
+  const Vec3<S> g{features[0] > S(0) ? grad_color[0] : S(0),
+                  features[1] > S(0) ? grad_color[1] : S(0),
+                  features[2] > S(0) ? grad_color[2] : S(0)};
+  const std::int64_t row = i * in.sh_rows * 3;
+  S* out = grad.sh ? grad.sh.at(v) + row : nullptr;
+  const int used = sh_coefficients(in.sh_degree);
+  if (out != nullptr && !grad.sh.adds(v)) std::fill(out + 3 * used, out + 3 * in.sh_rows, S(0));
+  return sh_color_backward(in.sh_degree, mean - camera.position, in.sh.at(v) + row, g,
+                           grad.sh.adds(v), out);
+}
+
+template <typename S>
+void shape_backward(const Inputs<S>& in, int v, std::int64_t i, const Sym3<S>& g,
+                    const InputGradients<S>& grad) {
+  if (in.cov3d) {
+    const S values[6] = {g.xx, S(2) * g.xy, S(2) * g.xz, g.yy, S(2) * g.yz, g.zz};
+    emit(grad.cov3d, v, i, 6, values);
+    return;
+  }
+  if (!grad.scales && !grad.rotations) return;
+  S grad_scale[3], grad_rotation[4];
+  covariance_3d_backward(in.scales.at(v) + 3 * i, in.rotations.at(v) + 4 * i, in.scale_modifier,
+                         g, grad_scale, grad_rotation);
+  emit(grad.scales, v, i, 3, grad_scale);
+  emit(grad.rotations, v, i, 4, grad_rotation);
+}
+
+template <typename S>
+void project_one_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                          const ViewState<S>& state, const S* sum, bool has_depth,
+                          const InputGradients<S>& grad) {
+  const Vec3<S> mean = input_mean(in, v, i);
+  const Sym3<S> cov = input_covariance(in, v, i);
+  const S* record = state.records.data() + i * state.record_stride;
+  Splat<S> splat;
+  if (!project(camera, mean, cov, splat)) return emit_zeros(in, v, i, grad);
+  SplatGrad<S> g = splat_gradient(splat, sum);
+  if (has_depth) g.depth = sum[kMoments + in.channels];
+  const ProjectionGrad<S> p = project_backward(camera, mean, cov, splat, g);
+  const Vec3<S> by_color = color_backward(in, v, i, camera, mean, record + kGeometry,
+                                          sum + kMoments, grad);
+  const S grad_mean[3] = {p.mean.x + by_color.x, p.mean.y + by_color.y, p.mean.z + by_color.z};
+  const S grad_ndc[3] = {p.ndc_x, p.ndc_y, S(0)};
+  const S grad_opacity = sum[0] / record[kOpacity];
+  emit(grad.means, v, i, 3, grad_mean);
+  emit(grad.means2d, v, i, 3, grad_ndc);
+  emit(grad.opacities, v, i, 1, &grad_opacity);
+  shape_backward(in, v, i, p.cov, grad);
+}
+
+}  // namespace
+
+template <typename S>
+void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
+                           const PairGradients<S>& pairs, bool has_depth,
+                           const InputGradients<S>& grad) {
+  const Camera<S> camera = in.camera(v);
+  const int n = in.gaussians;
+  parallel_for(chunk_count(n), threads, [&](int chunk, int) {
+    std::vector<S> sum(pairs.stride);
+    const int end = std::min(n, (chunk + 1) * kChunk);
+    for (int i = chunk * kChunk; i < end; ++i) {
+      if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum.data())) {
+        project_one_backward(in, v, i, camera, state, sum.data(), has_depth, grad);
+      } else {
+        emit_zeros(in, v, i, grad);
+      }
+    }
+  });
+}
+
+template <typename S>
+void mark_visible(const S* positions, const S* view, int count, bool* visible) {
+  for (int i = 0; i < count; ++i) {
+    const S* p = positions + 3 * static_cast<std::int64_t>(i);
+    visible[i] = view[2] * p[0] + view[6] * p[1] + view[10] * p[2] + view[14] > S(kNearPlane);
+  }
+}
+
+#define GR_INSTANTIATE(S)                                                                        \
+  template void project_view(const Inputs<S>&, int, int, ViewState<S>&, std::int32_t*,           \
+                             Buffer<S>&);                                                        \
+  template void project_view_backward(const Inputs<S>&, int, int, const ViewState<S>&,           \
+                                      const PairGradients<S>&, bool, const InputGradients<S>&);  \
+  template void mark_visible(const S*, const S*, int, bool*);
+GR_INSTANTIATE(float)
+GR_INSTANTIATE(double)
+
+}  // namespace gr

@@ -1,0 +1,221 @@
+// A row of pixels as a SIMD register: AVX-512 or AVX2 for float when the compiler targets them,
+// otherwise short arrays that the compiler vectorises itself.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__) || defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+namespace gr {
+
+// 2^x on [-0.5, 0.5] is 1 + x * q(x); relative error 9e-8, exact at 0.
+constexpr float kExp2[5] = {0.693146977597679f, 0.24022242083111778f, 0.055507337444709925f,
+                            0.009671512785778654f, 0.00132647272527113f};
+constexpr float kMinExponent = -126.0f;  // below it 2^x is not a normal float
+constexpr double kLog2E = 1.4426950408889634;
+
+// ------------------------------------------------------------------------------- portable
+template <typename S>
+struct Pack {
+  static constexpr int lanes = 4;
+  struct Mask {
+    bool m[lanes];
+  };
+  S v[lanes];
+};
+
+#define GR_LANES(expr)                                    \
+  for (int i = 0; i < Pack<S>::lanes; ++i) { r.v[i] = (expr); }
+
+template <typename S>
+inline Pack<S> broadcast(S x, Pack<S>) {
+  Pack<S> r;
+  GR_LANES(x)
+  return r;
+}
+template <typename S>
+inline Pack<S> load(const S* p, Pack<S>) {
+  Pack<S> r;
+  GR_LANES(p[i])
+  return r;
+}
+template <typename S>
+inline void store(S* p, Pack<S> a) {
+  for (int i = 0; i < Pack<S>::lanes; ++i) p[i] = a.v[i];
+}
+template <typename S>
+inline Pack<S> operator+(Pack<S> a, Pack<S> b) {
+  Pack<S> r;
+  GR_LANES(a.v[i] + b.v[i])
+  return r;
+}
+template <typename S>
+inline Pack<S> operator-(Pack<S> a, Pack<S> b) {
+  Pack<S> r;
+  GR_LANES(a.v[i] - b.v[i])
+  return r;
+}
+template <typename S>
+inline Pack<S> operator*(Pack<S> a, Pack<S> b) {
+  Pack<S> r;
+  GR_LANES(a.v[i] * b.v[i])
+  return r;
+}
+template <typename S>
+inline Pack<S> operator/(Pack<S> a, Pack<S> b) {
+  Pack<S> r;
+  GR_LANES(a.v[i] / b.v[i])
+  return r;
+}
+template <typename S>
+inline Pack<S> fma(Pack<S> a, Pack<S> b, Pack<S> c) {
+  Pack<S> r;
+  GR_LANES(a.v[i] * b.v[i] + c.v[i])
+  return r;
+}
+template <typename S>
+inline Pack<S> min(Pack<S> a, Pack<S> b) {
+  Pack<S> r;
+  GR_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i])
+  return r;
+}
+template <typename S>
+inline Pack<S> abs(Pack<S> a) {
+  Pack<S> r;
+  GR_LANES(std::fabs(a.v[i]))
+  return r;
+}
+// 2^x for x <= 0.
+template <typename S>
+inline Pack<S> exp2_of(Pack<S> a) {
+  Pack<S> r;
+  GR_LANES(std::exp2(a.v[i]))
+  return r;
+}
+template <typename S>
+inline typename Pack<S>::Mask at_least(Pack<S> a, Pack<S> b) {
+  typename Pack<S>::Mask r;
+  for (int i = 0; i < Pack<S>::lanes; ++i) r.m[i] = a.v[i] >= b.v[i];
+  return r;
+}
+template <typename S>
+inline Pack<S> select(typename Pack<S>::Mask m, Pack<S> a, Pack<S> b) {
+  Pack<S> r;
+  GR_LANES(m.m[i] ? a.v[i] : b.v[i])
+  return r;
+}
+template <typename M, std::size_t = sizeof(M::m)>
+inline M both(M a, M b) {
+  M r;
+  for (unsigned i = 0; i < sizeof(r.m); ++i) r.m[i] = a.m[i] && b.m[i];
+  return r;
+}
+// a and not b
+template <typename M, std::size_t = sizeof(M::m)>
+inline M without(M a, M b) {
+  M r;
+  for (unsigned i = 0; i < sizeof(r.m); ++i) r.m[i] = a.m[i] && !b.m[i];
+  return r;
+}
+template <typename M, std::size_t = sizeof(M::m)>
+inline bool any(M a) {
+  bool r = false;
+  for (unsigned i = 0; i < sizeof(a.m); ++i) r = r || a.m[i];
+  return r;
+}
+template <typename S>
+inline S sum(Pack<S> a) {
+  S r = a.v[0];
+  for (int i = 1; i < Pack<S>::lanes; ++i) r += a.v[i];
+  return r;
+}
+#undef GR_LANES
+
+// -------------------------------------------------------------------------------- AVX-512
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+template <>
+struct Pack<float> {
+  static constexpr int lanes = 16;
+  using Mask = __mmask16;
+  __m512 v;
+};
+using F = Pack<float>;
+
+inline F broadcast(float x, F) { return {_mm512_set1_ps(x)}; }
+inline F load(const float* p, F) { return {_mm512_load_ps(p)}; }
+inline void store(float* p, F a) { _mm512_store_ps(p, a.v); }
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline F::Mask at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+inline F select(F::Mask m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+inline F::Mask both(F::Mask a, F::Mask b) { return a & b; }
+inline F::Mask without(F::Mask a, F::Mask b) { return a & static_cast<F::Mask>(~b); }
+inline bool any(F::Mask m) { return m != 0; }
+inline F exp2_of(F x) {
+  const __m512 whole = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = _mm512_sub_ps(x.v, whole);
+  __m512 q = _mm512_set1_ps(kExp2[4]);
+  for (int i = 3; i >= 0; --i) q = _mm512_fmadd_ps(q, rest, _mm512_set1_ps(kExp2[i]));
+  return {_mm512_scalef_ps(_mm512_fmadd_ps(q, rest, _mm512_set1_ps(1.0f)), whole)};
+}
+inline float sum(F a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+
+// ----------------------------------------------------------------------------------- AVX2
+#elif defined(__AVX2__) && defined(__FMA__)
+template <>
+struct Pack<float> {
+  static constexpr int lanes = 8;
+  struct Mask {
+    __m256 bits;
+  };
+  __m256 v;
+};
+using F = Pack<float>;
+
+inline F broadcast(float x, F) { return {_mm256_set1_ps(x)}; }
+inline F load(const float* p, F) { return {_mm256_load_ps(p)}; }
+inline void store(float* p, F a) { _mm256_store_ps(p, a.v); }
+inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F::Mask at_least(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
+inline F select(F::Mask m, F a, F b) { return {_mm256_blendv_ps(b.v, a.v, m.bits)}; }
+inline F::Mask both(F::Mask a, F::Mask b) { return {_mm256_and_ps(a.bits, b.bits)}; }
+inline F::Mask without(F::Mask a, F::Mask b) { return {_mm256_andnot_ps(b.bits, a.bits)}; }
+inline bool any(F::Mask m) { return _mm256_movemask_ps(m.bits) != 0; }
+inline F exp2_of(F x) {
+  const __m256 low = _mm256_max_ps(x.v, _mm256_set1_ps(kMinExponent));
+  const __m256 whole = _mm256_round_ps(low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 rest = _mm256_sub_ps(low, whole);
+  __m256 q = _mm256_set1_ps(kExp2[4]);
+  for (int i = 3; i >= 0; --i) q = _mm256_fmadd_ps(q, rest, _mm256_set1_ps(kExp2[i]));
+  q = _mm256_fmadd_ps(q, rest, _mm256_set1_ps(1.0f));
+  const __m256i power = _mm256_slli_epi32(
+      _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+  return {_mm256_mul_ps(q, _mm256_castsi256_ps(power))};
+}
+inline float sum(F a) {
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+#endif
+
+}  // namespace gr
