@@ -1,0 +1,1 @@
+"""Settings of a run: dataclasses, the recipe reader, the command line, the recipes."""

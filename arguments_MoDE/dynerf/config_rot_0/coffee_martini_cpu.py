@@ -1,0 +1,3 @@
+"""Neural 3D Video, coffee_martini, without a GPU: see `default_cpu.py` for what it gives up."""
+
+_base_ = "default_cpu.py"

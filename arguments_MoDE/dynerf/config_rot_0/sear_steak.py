@@ -1,0 +1,5 @@
+"""Neural 3D Video, sear_steak: the default recipe, batches of 2 as published."""
+
+_base_ = "default.py"
+
+OptimizationParams = dict(batch_size=2)

@@ -1,0 +1,3 @@
+"""Neural 3D Video, coffee_martini: router without a warm-up."""
+
+_base_ = "default.py"

@@ -1,0 +1,5 @@
+"""Neural 3D Video, sear_steak: router with 5 knots."""
+
+_base_ = "default.py"
+
+OptimizationParams = dict(batch_size=2)
