@@ -1,0 +1,171 @@
+"""From a scene folder to a `Scene`: the formats are listed in one table, and all else is common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arguments_MoDE.config import ModelParams
+from scene.camera_paths import fit_path
+from scene.cameras import Camera
+from scene.datasets import blender, n3v, panoptic
+from scene.datasets.checks import check_images, check_poses
+from scene.datasets.common import Capture, Shot, frame_time
+from scene.frames import FrameStore, Size, VideoFrames
+from scene.point_cloud import PointCloud, random_cloud, thin
+from scene.views import Scene, View, scene_extent
+from utils.errors import UserError
+
+_DEFAULT_WIDTH = 1600  # pixels; wider frames are halved until they fit, as 3DGS's default does
+_DECODE_AT_ONCE = 150_000_000  # pixels of video that decode in about a second on one core
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table: a folder with the file ``marker`` is read by ``load``."""
+
+    marker: str
+    title: str
+    load: Callable[[Path, ModelParams], Capture]
+
+
+FORMATS = (
+    Format(n3v.MARKER, "Neural 3D Video", n3v.load),
+    Format(panoptic.MARKER, "PanopticSports", panoptic.load),
+    Format(blender.MARKER, "D-NeRF / Blender", blender.load),
+)
+
+
+def detect_format(root: Path) -> Format:
+    """The first format whose marker is in the folder.
+
+    Raises:
+        UserError: no such folder, or none of the markers; the line lists them.
+    """
+    if not root.is_dir():
+        raise UserError(f"-s {root}: no such folder; give the scene's folder")
+    for candidate in FORMATS:
+        if (root / candidate.marker).is_file():
+            return candidate
+    looked_for = ", ".join(f"{f.marker} ({f.title})" for f in FORMATS)
+    raise UserError(f"{root}: unknown scene type; looked for {looked_for} and found none of them")
+
+
+def load_scene(model: ModelParams, *, seed: int = 0) -> Scene:
+    """Reads a scene.
+
+    Files are looked at closely enough that most damage shows here; frames are decoded when views
+    ask for them, except short clips, which are decoded (and so checked in full) at once.
+
+    Args:
+        model: where the scene is and how to read it.
+        seed: of the thinning of the cloud and of random points.
+
+    Raises:
+        UserError: anything wrong with the folder, its files or the settings.
+    """
+    if not model.source_path:
+        raise UserError("-s/--source_path: missing; give the scene's folder")
+    root = Path(model.source_path)
+    capture = detect_format(root).load(root, model)
+    check_images(capture)
+    cameras = list({id(s.camera): s.camera for s in capture.train}.values())
+    check_poses(capture, cameras)
+    colour = 255 if model.white_background else 0
+    store = _frame_store(capture, model, (colour,) * 3)
+    resize = _Resizer(model.resolution)
+    scene = Scene(
+        kind=capture.kind,
+        source_path=root,
+        camera_names=capture.camera_names,
+        train=[_view(shot, resize, store) for shot in capture.train],
+        test=[_view(shot, resize, store) for shot in capture.test],
+        video=_video_views([resize(camera) for camera in cameras], capture, model),
+        points=_initial_points(capture.points, model, seed),
+        extent=scene_extent(cameras, capture.points),
+        frame_count=capture.frame_count,
+        background=(colour / 255.0,) * 3,
+    )
+    _decode_short_clips(store)
+    return scene
+
+
+def target_size(native: Size, resolution: int) -> Size:
+    """(width, height) for the setting ``resolution``: see `ModelParams.resolution`.
+
+    Raises:
+        UserError: the setting is 0 or below -1, or leaves no pixel.
+    """
+    width, height = native
+    if resolution == -1:
+        factor = 1
+        while width / factor > _DEFAULT_WIDTH:
+            factor *= 2
+        size = (round(width / factor), round(height / factor))
+    elif resolution in (1, 2, 4, 8):
+        size = (round(width / resolution), round(height / resolution))
+    elif resolution > 0:
+        size = (resolution, round(height * resolution / width))
+    else:
+        raise UserError(f"-r/--resolution {resolution}: give -1, 1, 2, 4, 8 or a width in pixels")
+    if min(size) < 1:
+        raise UserError(f"-r/--resolution {resolution}: nothing is left of {width} x {height}")
+    return size
+
+
+class _Resizer:
+    """Cameras at the chosen resolution, one object per camera: its matrices are made once."""
+
+    def __init__(self, resolution: int) -> None:
+        self._resolution = resolution
+        self._done: dict[int, tuple[Camera, Camera]] = {}  # keeps the key's object alive
+
+    def __call__(self, camera: Camera) -> Camera:
+        if id(camera) not in self._done:
+            size = target_size((camera.width, camera.height), self._resolution)
+            self._done[id(camera)] = (camera, camera.resized(*size))
+        return self._done[id(camera)][1]
+
+
+def _frame_store(capture: Capture, model: ModelParams, background: tuple) -> FrameStore:
+    return FrameStore(
+        capture.sources,
+        [target_size(source.native, model.resolution) for source in capture.sources],
+        budget=int(model.cache_gb * 1e9),
+        spool_folder=model.model_path or None,
+        background=background,
+    )
+
+
+def _view(shot: Shot, resize: _Resizer, store: FrameStore) -> View:
+    camera = resize(shot.camera)
+    return View(camera, shot.camera_index, shot.frame_index, shot.time, store, shot.slot)
+
+
+def _video_views(cameras: list[Camera], capture: Capture, model: ModelParams) -> list[View]:
+    """A path once through the clip."""
+    count = model.video_frames or capture.frame_count
+    path = fit_path(cameras, count, focus_depth=capture.focus_depth)
+    convention = model.time_convention
+    return [View(c, -1, i, frame_time(i, count, convention)) for i, c in enumerate(path)]
+
+
+def _initial_points(cloud: PointCloud, model: ModelParams, seed: int) -> PointCloud:
+    """The cloud as --max_points and --add_points want it; random points fill its box."""
+    points = thin(cloud, model.max_points, seed) if model.max_points else cloud
+    if not model.add_points:
+        return points
+    extra = random_cloud(*cloud.bbox, model.add_points, seed)
+    both = ((points.xyz, extra.xyz), (points.rgb, extra.rgb))
+    return PointCloud(*(np.concatenate(pair) for pair in both))
+
+
+def _decode_short_clips(store: FrameStore) -> None:
+    """Decodes videos now if that takes about a second, which finds damage anywhere in them."""
+    videos = [i for i, s in enumerate(store.sources) if isinstance(s, VideoFrames)]
+    native = (store.sources[i] for i in videos)
+    if sum((s.indices[-1] + 1) * s.native[0] * s.native[1] for s in native) <= _DECODE_AT_ONCE:
+        store.prepare(videos)

@@ -1,0 +1,268 @@
+"""Ground-truth frames: uint8, decoded when asked for, never more of them in memory than a budget.
+
+A *source* is the frames of one camera: a video, or a list of images. Decoded frames live in a
+least-recently-used cache of ``budget`` bytes. When all frames together do not fit, decoded frames
+are also kept as raw bytes in an unnamed temporary file (a spool), from which a frame of 1352 x 1014
+comes back in about 2 ms. The spool is read and written, not mapped, so it never counts as the
+process's memory, and its disk space is given back when the process ends, however it ends. Videos
+are decoded once, from start to end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.images import WHITE, read_image, resize_image
+from utils.video import read_video
+
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class ImageFrames:
+    """One image file per frame. ``native``: the size that every file must have."""
+
+    paths: tuple[Path, ...]
+    native: Size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames of a video file, by ascending index in it. ``native``: the video's size."""
+
+    path: Path
+    indices: Sequence[int]
+    native: Size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+FrameSource = ImageFrames | VideoFrames
+
+
+class FrameStore:
+    """Thread-safe access to the frames of several sources at their target sizes."""
+
+    def __init__(
+        self,
+        sources: Sequence[FrameSource],
+        sizes: Sequence[Size],
+        *,
+        budget: int = 4 << 30,
+        spool_folder: str | Path | None = None,
+        background: tuple[int, int, int] = WHITE,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            sources: one per camera (or per image, where images differ in size).
+            sizes: (width, height) at which each source's frames are wanted.
+            budget: bytes of decoded frames to keep in memory, at least one frame.
+            spool_folder: where the spool goes if the budget does not suffice; None: the system's
+                temporary folder. Made when needed.
+            background: colour behind transparent pixels.
+        """
+        self.sources = list(sources)
+        self.sizes = list(sizes)
+        self.background = background
+        self.budget = budget
+        self.spool_folder = spool_folder
+        self.total_bytes = sum(len(s) * w * h * 3 for s, (w, h) in zip(sources, sizes, strict=True))
+        self._memory: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._held = 0  # bytes in _memory
+        self._memory_lock = threading.Lock()
+        self._source_locks = [threading.Lock() for _ in self.sources]
+        self._decoded: set[int] = set()  # videos that have been through the decoder
+        self._spool = _Spool(self) if self.total_bytes > budget else None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def get(self, source: int, frame: int) -> torch.Tensor:
+        """Frame ``frame`` of source ``source``: (H, W, 3) uint8. Shared: do not write into it.
+
+        Raises:
+            UserError: the file is missing or damaged, or its size is not what the scene says.
+        """
+        return torch.from_numpy(self._get(source, frame))
+
+    def _get(self, source: int, frame: int) -> np.ndarray:
+        pixels = self._recall(source, frame)
+        if pixels is not None:
+            return pixels
+        with self._source_locks[source]:  # two threads never decode the same source at once
+            pixels = self._recall(source, frame)
+            if pixels is None:
+                pixels = self._spool.read(source, frame) if self._spool else None
+            if pixels is None:
+                return self._decode(source, frame)
+            self._remember(source, frame, pixels)
+            return pixels
+
+    def prefetch(self, wanted: Iterable[tuple[int, int]]) -> None:
+        """Begins to load (source, frame) pairs in the background; errors wait for `get`."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="frames")
+        for source, frame in wanted:
+            self._pool.submit(self._get, source, frame)
+
+    def prepare(self, sources: Iterable[int] | None = None) -> None:
+        """Decodes the videos among ``sources`` (default: all) now, with a progress bar.
+
+        Raises:
+            UserError: a damaged video or frame, or too little disk space.
+        """
+        chosen = range(len(self.sources)) if sources is None else sorted(set(sources))
+        videos = [s for s in chosen if self._needs_decoding(s)]
+        total = sum(len(self.sources[s]) for s in videos)
+        with _progress(total, "videos") as bar:
+            for source in videos:
+                with self._source_locks[source]:
+                    if self._needs_decoding(source):
+                        self._decode_video(source, bar)
+
+    def _needs_decoding(self, source: int) -> bool:
+        return isinstance(self.sources[source], VideoFrames) and source not in self._decoded
+
+    def _recall(self, source: int, frame: int) -> np.ndarray | None:
+        with self._memory_lock:
+            pixels = self._memory.get((source, frame))
+            if pixels is not None:
+                self._memory.move_to_end((source, frame))
+            return pixels
+
+    def _remember(self, source: int, frame: int, pixels: np.ndarray) -> None:
+        """Keeps a frame in memory and forgets the least recently used ones beyond the budget."""
+        with self._memory_lock:
+            if (source, frame) in self._memory:
+                return
+            self._memory[source, frame] = pixels
+            self._held += pixels.nbytes
+            while self._held > self.budget and len(self._memory) > 1:
+                self._held -= self._memory.popitem(last=False)[1].nbytes
+
+    def _keep(self, source: int, frame: int, pixels: np.ndarray) -> None:
+        if self._spool:
+            self._spool.write(source, frame, pixels)
+        self._remember(source, frame, pixels)
+
+    def _decode(self, source: int, frame: int) -> np.ndarray:
+        origin = self.sources[source]
+        if isinstance(origin, ImageFrames):
+            pixels = self._decode_image(source, origin.paths[frame])
+            self._keep(source, frame, pixels)
+            return pixels
+        with _progress(len(origin), origin.path.name) as bar:
+            return self._decode_video(source, bar, frame)
+
+    def _decode_image(self, source: int, path: Path) -> np.ndarray:
+        pixels = read_image(path, background=self.background)
+        native = self.sources[source].native
+        if pixels.shape[1::-1] != native:
+            raise UserError(
+                f"{path}: is {pixels.shape[1]} x {pixels.shape[0]} where its camera says "
+                f"{native[0]} x {native[1]}; extract the frames again at one size"
+            )
+        return resize_image(pixels, self.sizes[source])
+
+    def _decode_video(self, source: int, bar: tqdm, wanted: int = -1) -> np.ndarray | None:
+        """Decodes a whole video; returns frame ``wanted`` of it, None for -1."""
+        origin = self.sources[source]
+        result = None
+        for frame, pixels in enumerate(read_video(origin.path, origin.indices, self.sizes[source])):
+            self._keep(source, frame, pixels)
+            result = pixels if frame == wanted else result
+            bar.update()
+        self._decoded.add(source)
+        return result
+
+
+def _progress(total: int, what: str) -> tqdm:
+    """A bar that appears only if decoding takes more than two seconds."""
+    return tqdm(total=total, desc=f"decoding {what}", unit="frame", delay=2, leave=False)
+
+
+class _Spool:
+    """Raw frames in one unnamed temporary file; which of them are there is known in memory."""
+
+    def __init__(self, store: FrameStore) -> None:
+        self._folder = store.spool_folder
+        self._bytes = store.total_bytes
+        self._shapes = [(h, w, 3) for w, h in store.sizes]
+        counts = [len(s) * h * w * 3 for s, (w, h) in zip(store.sources, store.sizes, strict=True)]
+        self._starts = np.cumsum([0, *counts])
+        self._filled: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+        self._file: BinaryIO | None = None
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            folder = Path(self._folder or tempfile.gettempdir())
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < self._bytes:
+                raise UserError(
+                    f"{folder}: decoded frames need {self._bytes / 1e9:.1f} GB of disk and "
+                    f"{free / 1e9:.1f} GB are free; lower -r or --duration, or raise --cache_gb"
+                )
+            print(
+                f"note: decoded frames ({self._bytes / 1e9:.1f} GB) exceed --cache_gb; "
+                f"the rest goes to a temporary file in {folder}",
+                file=sys.stderr,
+            )
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+        return self._file
+
+    def _offset(self, source: int, frame: int) -> int:
+        return int(self._starts[source]) + frame * int(np.prod(self._shapes[source]))
+
+    def read(self, source: int, frame: int) -> np.ndarray | None:
+        """The frame, or None if it has not been written."""
+        with self._lock:
+            if (source, frame) not in self._filled:
+                return None
+            file = self._open()
+            file.seek(self._offset(source, frame))
+            pixels = np.empty(self._shapes[source], np.uint8)
+            view = memoryview(pixels).cast("B")
+            while view and (count := file.readinto(view)):
+                view = view[count:]
+        return pixels
+
+    def write(self, source: int, frame: int, pixels: np.ndarray) -> None:
+        """Keeps a frame for later.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self._lock:
+            if (source, frame) in self._filled:
+                return
+            file = self._open()
+            try:
+                file.seek(self._offset(source, frame))
+                view = memoryview(np.ascontiguousarray(pixels)).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder}: the disk cache of frames cannot be written "
+                    f"({error.strerror}); lower -r or --duration, or raise --cache_gb"
+                ) from None
+            self._filled.add((source, frame))

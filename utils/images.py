@@ -1,0 +1,133 @@
+"""Still images: decoding to uint8 RGB, compositing, resizing, and a cheap look for damage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+from utils.files import atomic_file
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+WHITE = (255, 255, 255)
+
+# What Pillow raises for files that are no images, are cut, or pretend to be enormous.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The images directly inside ``folder``, in natural order (frame 2 before frame 10)."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name.lower().endswith(SUFFIXES)]
+    return [Path(folder) / name for name in sorted(names, key=natural_key)]
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sorting key that compares runs of digits as numbers: cam2 < cam10."""
+    key: list[tuple[int, int | str]] = []
+    text, digits = "", ""
+    for character in name + "\0":
+        if character.isascii() and character.isdigit():
+            digits += character
+            continue
+        if digits:
+            key += [(1, text), (0, int(digits))]
+            text, digits = "", ""
+        text += character
+    return [*key, (1, text)]
+
+
+def check_image(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image whose header and end are whole, at a fraction of a decode's cost.
+
+    Raises:
+        UserError: the file is missing, no image, or cut short.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            size, kind = image.size, image.format
+            if not _has_end_marker(path, kind):
+                image.load()  # trailing bytes are legal; only a decode can tell them from a cut
+    except _DECODE_ERRORS as error:
+        raise _unreadable(path, error) from None
+    return size
+
+
+def _has_end_marker(path: Path, kind: str | None) -> bool:
+    """Whether the file ends as a complete JPEG or PNG does; False also when that cannot be told."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 12))
+        tail = file.read(12)
+    if kind == "JPEG":
+        return tail.endswith(b"\xff\xd9")
+    return kind == "PNG" and tail[4:8] == b"IEND"
+
+
+def read_image(
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    background: tuple[int, int, int] = WHITE,
+) -> np.ndarray:
+    """Decodes an image.
+
+    Args:
+        path: any format that Pillow reads.
+        size: (width, height) wanted; None keeps the file's own.
+        background: colour behind transparent pixels, blended in 8-bit values as they are stored
+            (no linearisation), which is what the field's data sets expect.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        UserError: the file is missing, no image, or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            pixels = _to_rgb(image, background)
+    except _DECODE_ERRORS as error:
+        raise _unreadable(path, error) from None
+    return pixels if size is None else resize_image(pixels, size)
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 of an open image of any mode."""
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: convert() would clip it
+        grey = np.asarray(image, dtype=np.float64) * (255.0 / 65535.0)
+        return np.repeat(np.rint(grey).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        return composite(np.asarray(image.convert("RGBA")), background)
+    return np.array(image.convert("RGB"))
+
+
+def composite(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+    """Straight-alpha ``rgba`` (H, W, 4) uint8 over a colour: (H, W, 3) uint8, rounded."""
+    alpha = rgba[..., 3:].astype(np.uint32)
+    over = rgba[..., :3] * alpha + np.asarray(background, np.uint32) * (255 - alpha)
+    return ((over + 127) // 255).astype(np.uint8)
+
+
+def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes (H, W, 3) uint8 to ``size`` (width, height): area average down, bicubic up."""
+    if pixels.shape[1::-1] == tuple(size):
+        return pixels
+    shrinks = size[0] <= pixels.shape[1] and size[1] <= pixels.shape[0]
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(pixels).resize(size, method))
+
+
+def write_image(path: str | Path, pixels: np.ndarray) -> None:
+    """Writes (H, W, 3) or (H, W) uint8 as PNG or JPEG, by the suffix, atomically."""
+    with atomic_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, quality=95)
+
+
+def _unreadable(path: str | Path, error: Exception) -> UserError:
+    if not Path(path).exists():
+        return UserError(f"{path}: no such image; restore it or remove it from the scene's lists")
+    return UserError(f"{path}: not a whole image ({error}); restore the file or extract it again")
