@@ -28,18 +28,21 @@ def to_8bit(image: Tensor) -> Tensor:
     return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def psnr(image: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, 20 log10(1 / sqrt(MSE)) per image; a batch's mean.
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, 20 log10(1 / sqrt(MSE)), of each image.
 
     At most `PSNR_CAP`, which identical images get too, so that means and JSON files stay finite.
+
+    Returns:
+        () for one image, (B,) for a batch; no gradient.
 
     Raises:
         ValueError: the shapes differ or are not (C, H, W) or (B, C, H, W).
     """
+    batch = image.shape[:-3]
     image, target = _pair(image.detach(), target.detach())
-    errors = (image - target).square().flatten(1).mean(1, dtype=torch.float64)  # (B,)
-    values = [PSNR_CAP if error == 0 else -10 * math.log10(error) for error in errors.tolist()]
-    return sum(min(value, PSNR_CAP) for value in values) / len(values)
+    error = (image - target).square().flatten(1).mean(1)  # (B,)
+    return (-10 * error.log10()).clamp(max=PSNR_CAP).reshape(batch)
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:

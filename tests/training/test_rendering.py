@@ -1,0 +1,201 @@
+"""What rendering leaves on disk, from a fake model whose every pixel is off by 0.1 (20 dB)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_scene import FakeModel, clip, fake_render, fake_scene
+from PIL import Image
+
+from arguments_MoDE.config import Config
+from training import rendering
+from training.checkpoint import Run, model_folder
+from training.rendering import ImageWriter, collect, render_sets, table
+from utils.errors import UserError
+from utils.video import probe_video
+
+STRICT = {"parse_constant": lambda text: pytest.fail(f"{text} is not JSON")}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    monkeypatch.setattr(rendering, "render", fake_render)
+    folder = model_folder(tmp_path, 30)
+    folder.mkdir(parents=True)
+    (folder / "point_cloud.ply").write_bytes(b"x" * 1000)
+    (folder / "manifest.json").write_bytes(b"y" * 24)
+    return Run(Config(), FakeModel(), 30, tmp_path, 12.5)
+
+
+def _go(run: Run, scene=None, **options):
+    return render_sets(run, scene or fake_scene(), lpips=(), quiet=True, **options)
+
+
+def _load(path: Path) -> dict:
+    return json.loads(path.read_text(), **STRICT)
+
+
+def test_a_test_set_leaves_images_videos_and_metrics(run):
+    _go(run, sets=("test",))
+    out = run.model_path / "test" / "ours_30"
+    assert sorted(p.name for p in (out / "renders").iterdir()) == [f"{i:05d}.png" for i in range(4)]
+    truth = np.array(Image.open(out / "gt" / "00002.png"))
+    render = np.array(Image.open(out / "renders" / "00002.png"))
+    assert truth.shape == (36, 48, 3) and (truth == 48).all() and (render == 48 + 26).all()
+    for name in ("video_rgb.mp4", "video_gt.mp4"):
+        info = probe_video(out / name)
+        assert (info.width, info.height, info.frames, info.fps) == (48, 36, 4, 30)
+    assert not (run.model_path / "train").exists()
+
+
+def test_metrics_are_strict_json_and_end_with_the_mean_psnr(run):
+    result = _go(run, sets=("test",))["test"]
+    metrics = _load(run.model_path / "test" / "ours_30" / "metrics.json")
+    assert metrics == json.loads(json.dumps(result))
+    assert list(metrics)[-1] == "psnr"
+    assert metrics["psnr"] == pytest.approx(20, abs=1e-3)
+    assert metrics["psnr_8bit"] == pytest.approx(-20 * math.log10(26 / 255), abs=1e-3)
+    assert 0 < metrics["ssim"] < 1 and 0 < metrics["ssim_8bit"] < 1
+    assert metrics["lpips"] is None and metrics["lpips_reason"].startswith("not available because")
+    assert metrics["gaussians"] == 7 and metrics["bytes_on_disk"] == 1024
+    assert metrics["training_seconds"] == 12.5 and metrics["data_range"] == 1.0
+    assert metrics["fps"] > 0 and metrics["views"] == 4
+    assert list(metrics["per_view"]) == [f"cam00/{i:04d}" for i in range(4)]
+    assert all(key == key.lower() for key in metrics)
+
+
+def test_the_model_is_asked_as_for_a_camera_never_seen(run):
+    _go(run, sets=("train", "test"))
+    asked = run.model.asked
+    assert {row[1:] for row in asked} == {(None, 30, "fine")}
+    assert {row[0] for row in asked} == {0, 1 / 3, 2 / 3, 1}
+
+
+def test_a_camera_path_has_speed_and_a_video_but_no_quality(run):
+    _go(run, sets=("video",))
+    out = run.model_path / "video" / "ours_30"
+    metrics = _load(out / "metrics.json")
+    assert metrics["fps"] > 0 and "psnr" not in metrics and "per_view" not in metrics
+    assert probe_video(out / "video_rgb.mp4").frames == 4
+    assert not (out / "video_gt.mp4").exists() and not (out / "gt").exists()
+
+
+def test_several_cameras_have_a_video_and_means_each(run):
+    _go(run, fake_scene(test_cameras=2), sets=("test",))
+    out = run.model_path / "test" / "ours_30"
+    assert probe_video(out / "video_rgb.mp4").frames == 8
+    assert probe_video(out / "video_rgb_cam01.mp4").frames == 4
+    assert probe_video(out / "video_gt_cam00.mp4").frames == 4
+    assert list(_load(out / "metrics.json")["per_camera"]) == ["cam00", "cam01"]
+
+
+def test_cameras_of_different_sizes_have_only_their_own_videos(run):
+    scene = fake_scene()
+    scene.test += clip("wide", 1, width=60)
+    _go(run, scene, sets=("test",))
+    out = run.model_path / "test" / "ours_30"
+    assert not (out / "video_rgb.mp4").exists()
+    assert probe_video(out / "video_rgb_wide.mp4").width == 60
+
+
+def test_camera_names_cannot_leave_the_folder(run):
+    scene = fake_scene()
+    scene.test += clip("../../evil", 1)
+    _go(run, scene, sets=("test",))
+    out = run.model_path / "test" / "ours_30"
+    assert (out / "video_rgb_.._.._evil.mp4").is_file()
+
+
+def test_the_runs_metrics_collect_the_sets_and_prefer_the_test_set(run, monkeypatch):
+    _go(run, sets=("train", "video"))
+    collected = _load(run.model_path / "metrics.json")
+    assert list(collected["sets"]) == ["train", "video"] and list(collected)[-1] == "psnr"
+    assert collected["psnr"] == collected["sets"]["train"]["psnr"]
+    brighter = rendering.render
+
+    def worse(cameras, splats, *rest):
+        return brighter(cameras, splats + 0.1, *rest)
+
+    monkeypatch.setattr(rendering, "render", worse)
+    _go(run, sets=("test",))
+    collected = _load(run.model_path / "metrics.json")
+    assert list(collected["sets"]) == ["train", "test", "video"]
+    assert collected["psnr"] == collected["sets"]["test"]["psnr"] == pytest.approx(13.98, abs=0.01)
+    assert list(collected)[-1] == "psnr" and "per_view" not in collected["sets"]["test"]
+    assert collect(run.model_path, 31)["sets"] == {}
+
+
+def test_a_failure_leaves_the_earlier_result_and_nothing_half_done(run, monkeypatch):
+    _go(run, sets=("test",))
+    before = (run.model_path / "test" / "ours_30" / "metrics.json").read_text()
+    calls = []
+
+    def fails_late(cameras, splats, *rest):
+        calls.append(0)
+        output = fake_render(cameras, splats, *rest)
+        if len(calls) == 9:
+            output.images = output.images * math.nan
+        return output
+
+    monkeypatch.setattr(rendering, "render", fails_late)
+    with pytest.raises(UserError, match="cam00/0001.*not finite"):
+        _go(run, sets=("test",))
+    assert (run.model_path / "test" / "ours_30" / "metrics.json").read_text() == before
+    assert [p.name for p in (run.model_path / "test").iterdir()] == ["ours_30"]
+
+
+def test_rendering_again_replaces_the_folder_whole(run):
+    _go(run, fake_scene(frames=6), sets=("test",))
+    _go(run, sets=("test",))
+    renders = run.model_path / "test" / "ours_30" / "renders"
+    assert len(list(renders.iterdir())) == 4
+
+
+def test_a_full_disk_is_a_user_error(run, monkeypatch):
+    def full(self, path, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match="ours_30 cannot be written .No space left"):
+        _go(run, sets=("test",))
+    assert list((run.model_path / "test").iterdir()) == []
+
+
+def test_writers_bound_what_waits_and_report_the_first_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(OSError), ImageWriter(1) as writer:
+        for i in range(50):
+            writer.submit(tmp_path / "file" / f"{i}.png", pixels)
+    assert len(writer.futures) < 10
+
+
+def test_empty_sets_are_passed_over(run):
+    scene = fake_scene()
+    scene.test = []
+    assert list(_go(run, scene)) == ["train", "video"]
+
+
+def test_no_gradient_is_recorded(run, monkeypatch):
+    grad = []
+
+    def watched(*arguments):
+        grad.append(torch.is_grad_enabled())
+        return fake_render(*arguments)
+
+    monkeypatch.setattr(rendering, "render", watched)
+    _go(run, sets=("test",))
+    assert grad and not any(grad)
+
+
+def test_the_table_names_sets_and_reasons(run):
+    text = table(_go(run))
+    lines = text.splitlines()
+    assert lines[0].split()[:3] == ["set", "views", "psnr"]
+    assert [line.split()[0] for line in lines[1:4]] == ["train", "test", "video"]
+    assert "20.00" in lines[2] and lines[4].startswith("LPIPS not available because")

@@ -1,0 +1,177 @@
+"""How good and how fast a model renders: numbers only, nothing is written.
+
+PSNR and SSIM are of the render clamped to [0, 1] against the 8-bit ground truth, in float and, with
+the suffix ``_8bit``, from the rounded render as a PNG holds it. Data range 1 throughout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from scene import View
+from training.losses import to_float
+from utils.errors import UserError
+from utils.lpips import LpipsUnavailable, load_lpips
+from utils.metrics import psnr, ssim, to_8bit
+
+Render = Callable[[View], Tensor]  # of a view: (3, H, W), float, not clamped
+
+WARM_UP_FRAMES = 3
+TIMED_FRAMES = 100
+TIMED_SECONDS = 5.0
+# Pixels that a CPU compares with one network in about a minute; a GPU compares every view.
+LPIPS_CPU_PIXELS = {"alex": 40e6, "vgg": 1.5e6}
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """At most ``limit`` (None: all) of the indices below ``count``, first and last among them."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    if limit == 1:
+        return [count // 2]
+    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
+
+
+def target_of(view: View, device: torch.device | str) -> Tensor:
+    """The view's ground truth, (3, H, W) float in [0, 1]."""
+    return to_float(view.image().to(device)[None])[0]
+
+
+@torch.no_grad()
+def compare(image: Tensor, target: Tensor) -> dict[str, float]:
+    """PSNR (dB) and SSIM of a render (3, H, W), in float and from 8-bit."""
+    image, rounded = image.clamp(0, 1), to_8bit(image).to(target) / 255
+    return {
+        "ssim_8bit": ssim(rounded, target).item(),
+        "psnr_8bit": psnr(rounded, target).item(),
+        "ssim": ssim(image, target).item(),
+        "psnr": psnr(image, target).item(),
+    }
+
+
+def mean_of(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Mean of every key over the rows that have it, in order of first appearance."""
+    collected: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            collected.setdefault(key, []).append(value)
+    return {key: sum(values) / len(values) for key, values in collected.items()}
+
+
+def finite(image: Tensor, view: View) -> Tensor:
+    """``image`` itself.
+
+    Raises:
+        UserError: it holds NaN or infinities, which no metric may hide.
+    """
+    if not bool(torch.isfinite(image).all()):
+        raise UserError(
+            f"view {view.name}: the model renders values that are not finite; "
+            "render an earlier --iteration or train again"
+        )
+    return image
+
+
+@torch.no_grad()
+def evaluate_views(
+    render: Render, views: Sequence[View], limit: int | None = None
+) -> dict[str, float]:
+    """Mean PSNR and SSIM (float) over at most ``limit`` evenly spaced views; None: all.
+
+    Returns:
+        ``psnr`` in dB, ``ssim`` and ``views``, how many were measured; no numbers without views.
+    """
+    rows = []
+    for index in evenly_spaced(len(views), limit):
+        image = render(views[index]).clamp(0, 1)
+        target = target_of(views[index], image.device)
+        rows.append({"psnr": psnr(image, target).item(), "ssim": ssim(image, target).item()})
+    return {**mean_of(rows), "views": len(rows)}
+
+
+@torch.no_grad()
+def measure_fps(
+    render: Render,
+    views: Sequence[View],
+    device: torch.device | str,
+    *,
+    seconds: float = TIMED_SECONDS,
+) -> tuple[float, int]:
+    """Frames per second of deformation and rasterisation, and of how many frames that is.
+
+    Warm, synchronised, without ground truth, metrics or files. Up to `TIMED_FRAMES` evenly spaced
+    views are timed, fewer (but three) once ``seconds`` have passed.
+    """
+    chosen = [views[i] for i in evenly_spaced(len(views), TIMED_FRAMES)]
+    for i in range(WARM_UP_FRAMES):
+        render(chosen[i % len(chosen)])
+    _synchronise(device)
+    start, done = time.perf_counter(), 0
+    while done < max(len(chosen), 3):
+        render(chosen[done % len(chosen)])
+        done += 1
+        if done >= 3 and time.perf_counter() - start > seconds:
+            break
+    _synchronise(device)
+    return done / (time.perf_counter() - start), done
+
+
+def _synchronise(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Perceptual:
+    """LPIPS with several networks, or the reason why not; each network is loaded once."""
+
+    def __init__(self, nets: Sequence[str], device: torch.device | str) -> None:
+        """Looks for the weights of ``nets`` (of `utils.lpips.NETS`); none of them asks for none."""
+        self.device = torch.device(device)
+        self.models: dict[str, torch.nn.Module] = {}
+        self.reasons: dict[str, str] = {}
+        for net in nets:
+            try:
+                self.models[net] = load_lpips(net, device=device)
+            except LpipsUnavailable as reason:
+                self.reasons[net] = str(reason)
+        if not nets:
+            self.reasons["lpips"] = "not available because it was not asked for"
+
+    def choose(self, views: Sequence[View]) -> dict[str, set[int]]:
+        """Which views each network compares: all on a GPU, as many as a minute allows on a CPU."""
+        pixels = max(view.camera.width * view.camera.height for view in views)
+        return {
+            net: set(evenly_spaced(len(views), self._limit(net, pixels))) for net in self.models
+        }
+
+    def _limit(self, net: str, pixels: int) -> int | None:
+        return max(2, int(LPIPS_CPU_PIXELS[net] / pixels)) if self.device.type == "cpu" else None
+
+    @torch.no_grad()
+    def compare(self, image: Tensor, target: Tensor, nets: Iterable[str]) -> dict[str, float]:
+        """``lpips_<net>`` (images scaled to [-1, 1]) and ``lpips_<net>_legacy`` ([0, 1])."""
+        image, row = image.clamp(0, 1), {}
+        for net in nets:
+            try:
+                for suffix, convention in (("_legacy", "legacy"), ("", "correct")):
+                    distance = self.models[net](image, target, convention)
+                    row[f"lpips_{net}{suffix}"] = distance.item()
+            except LpipsUnavailable as reason:
+                self.reasons[net] = str(reason)
+        return row
+
+    def summary(self, rows: Sequence[dict[str, float]]) -> dict[str, float | int | str | None]:
+        """``lpips`` (the first network's mean), why a network is missing, and counts of views."""
+        result: dict[str, float | int | str | None] = {}
+        for net in self.models:
+            values = [row[f"lpips_{net}"] for row in rows if f"lpips_{net}" in row]
+            if values:
+                result[f"lpips_{net}_views"] = len(values)
+                result.setdefault("lpips", sum(values) / len(values))
+        if self.reasons:
+            result["lpips_reason"] = "; ".join(dict.fromkeys(self.reasons.values()))
+        return {"lpips": None, **result}

@@ -1,0 +1,332 @@
+"""Renders the views of a trained run to images, videos and metrics: what `render_*.py` share.
+
+::
+
+    <run>/<set>/ours_<n>/renders/00000.png, gt/00000.png     in the order of the set
+    <run>/<set>/ours_<n>/video_rgb.mp4, video_gt.mp4         the whole set
+    <run>/<set>/ours_<n>/video_rgb_<camera>.mp4, ...         besides, for sets of several cameras
+    <run>/<set>/ours_<n>/metrics.json                        "psnr", the set's mean, is its last key
+    <run>/metrics.json                                       all sets of that iteration, likewise
+
+A set's folder appears whole or not at all. The set ``video``, a camera path, has no ground truth
+and so no metrics but speed and size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from arguments_MoDE.cli import parse_rendering
+from gaussian_renderer import render
+from scene import Scene, View, load_scene
+from training.checkpoint import Run, load_run, model_folder
+from training.evaluation import Perceptual, compare, finite, mean_of, measure_fps, target_of
+from training.launch import choose_device
+from utils.errors import UserError
+from utils.files import atomic_folder, write_json
+from utils.images import read_image
+from utils.lpips import NETS
+from utils.metrics import to_8bit
+from utils.video import write_video
+
+SETS = ("train", "test", "video")
+VIDEO_FPS = 30.0
+_NOT_COLLECTED = ("per_view", "per_camera")
+
+
+def render_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
+    """Renders a run as the command line says; returns the exit code."""
+    arguments = parse_rendering(argv, prog, description)
+    sets = [name for name in SETS if not getattr(arguments, f"skip_{name}")]
+    if not sets:
+        raise UserError("--skip_train, --skip_test and --skip_video leave nothing to render")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    device = choose_device(arguments.device)
+    run = load_run(arguments.model_path, arguments.iteration, device)
+    scene = load_scene(arguments.config.model)
+    nets = NETS if arguments.lpips else ()
+    results = render_sets(run, scene, sets=sets, device=device, lpips=nets, quiet=arguments.quiet)
+    if not results:
+        raise UserError(f"{scene.source_path} has no views in the sets {', '.join(sets)}")
+    print(table(results))
+    for name in results:
+        print(run.model_path / name / f"ours_{run.iteration}")
+    return 0
+
+
+def view_renderer(run: Run, scene: Scene, device: str) -> Callable[[View], Tensor]:
+    """A function that renders a view, (3, H, W), as of a camera never seen; without gradients."""
+    background = torch.tensor(scene.background, dtype=torch.float32, device=device)
+    model = run.model.eval()
+
+    @torch.no_grad()
+    def render_view(view: View) -> Tensor:
+        splats = model.deform(view.time, iteration=run.iteration, stage="fine")
+        degree = model.gaussians.active_sh_degree
+        return render([view.camera], splats, background, degree).images[0]
+
+    return render_view
+
+
+def render_sets(
+    run: Run,
+    scene: Scene,
+    *,
+    sets: Sequence[str] = SETS,
+    device: str = "cpu",
+    lpips: Sequence[str] = NETS,
+    quiet: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Renders and measures the sets of a run into its folder.
+
+    Args:
+        sets: of `SETS`; those without views are passed over.
+        lpips: networks of `utils.lpips.NETS` to measure with; they may turn out not available.
+
+    Returns:
+        What each set's ``metrics.json`` holds.
+
+    Raises:
+        UserError: a set cannot be rendered or written; its folder is then left as it was.
+    """
+    render_view = view_renderer(run, scene, device)
+    measured = any(getattr(scene, name) for name in sets if name != "video")
+    perceptual = Perceptual(lpips if measured else (), device)
+    results = {}
+    for name in sets:
+        views = getattr(scene, name)
+        if not views:
+            continue
+        results[name] = _render_set(name, views, run, render_view, perceptual, device, quiet)
+    if results:
+        write_json(run.model_path / "metrics.json", collect(run.model_path, run.iteration))
+    return results
+
+
+def _render_set(
+    name: str,
+    views: Sequence[View],
+    run: Run,
+    render_view: Callable[[View], Tensor],
+    perceptual: Perceptual,
+    device: str,
+    quiet: bool,
+) -> dict[str, Any]:
+    out = run.model_path / name / f"ours_{run.iteration}"
+    fps, timed = measure_fps(render_view, views, device)
+    try:
+        with atomic_folder(out) as folder:
+            rows = _render_frames(name, views, folder, render_view, perceptual, quiet)
+            _write_videos(folder, views, quiet)
+            record = {
+                "set": name,
+                "iteration": run.iteration,
+                "views": len(views),
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "fps": fps,
+                "fps_frames": timed,
+                **_size_facts(run),
+                **_quality(views, rows, perceptual),
+            }
+            write_json(folder / "metrics.json", record)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror or error}); free space there"
+        ) from error
+    return record
+
+
+def _size_facts(run: Run) -> dict[str, Any]:
+    folder = model_folder(run.model_path, run.iteration)
+    return {
+        "gaussians": len(run.model.gaussians),
+        "bytes_on_disk": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        "training_seconds": run.training_seconds,
+    }
+
+
+def _quality(
+    views: Sequence[View], rows: list[dict[str, float]], perceptual: Perceptual
+) -> dict[str, Any]:
+    """Per view, per camera and mean, in this order; nothing for a camera path."""
+    if not rows:
+        return {}
+    cameras = {
+        camera: mean_of(rows[i] for i in indices) for camera, indices in by_camera(views).items()
+    }
+    means = mean_of(rows)
+    psnr = means.pop("psnr")
+    return {
+        "data_range": 1.0,
+        "per_view": {view.name: row for view, row in zip(views, rows, strict=True)},
+        "per_camera": cameras,
+        **perceptual.summary(rows),
+        **means,
+        "psnr": psnr,
+    }
+
+
+def by_camera(views: Sequence[View]) -> dict[str, list[int]]:
+    """Positions of the views of each camera, in order."""
+    cameras: dict[str, list[int]] = {}
+    for index, view in enumerate(views):
+        cameras.setdefault(view.camera.name, []).append(index)
+    return cameras
+
+
+# ---- frames -------------------------------------------------------------------------------------
+
+
+def _render_frames(
+    name: str,
+    views: Sequence[View],
+    folder: Path,
+    render_view: Callable[[View], Tensor],
+    perceptual: Perceptual,
+    quiet: bool,
+) -> list[dict[str, float]]:
+    """Writes every view's render (and ground truth) and returns its metrics, if it has any."""
+    chosen = {} if name == "video" else perceptual.choose(views)
+    rows = []
+    with ImageWriter() as writer:
+        for index, view in enumerate(tqdm(views, desc=f"render {name}", disable=quiet)):
+            image = finite(render_view(view), view)
+            writer.submit(folder / "renders" / f"{index:05d}.png", _pixels(image))
+            if view.store is None:
+                continue
+            writer.submit(folder / "gt" / f"{index:05d}.png", view.image().numpy())
+            target = target_of(view, image.device)
+            nets = [net for net, indices in chosen.items() if index in indices]
+            rows.append({**perceptual.compare(image, target, nets), **compare(image, target)})
+    return rows
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) float to (H, W, 3) uint8 on the host."""
+    return to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+class ImageWriter:
+    """Writes PNGs on worker threads; few images wait at a time; an error surfaces soon."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        """``workers``: threads; None: as many as cores, at most 8."""
+        workers = workers or min(os.cpu_count() or 1, 8)
+        self.pool = ThreadPoolExecutor(workers)
+        self.slots = threading.BoundedSemaphore(2 * workers)
+        self.futures: deque[Future] = deque()
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            for future in self.futures:
+                future.result()
+
+    def submit(self, path: Path, pixels: np.ndarray) -> None:
+        """Queues an image (H, W, 3) uint8; waits while too many are queued."""
+        self.slots.acquire()
+        while self.futures and self.futures[0].done():
+            self.futures.popleft().result()
+        self.futures.append(self.pool.submit(self._write, path, pixels))
+
+    def _write(self, path: Path, pixels: np.ndarray) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, compress_level=1)
+        finally:
+            self.slots.release()
+
+
+# ---- videos -------------------------------------------------------------------------------------
+
+
+def _write_videos(folder: Path, views: Sequence[View], quiet: bool) -> None:
+    """Encodes the images just written, so that no frame need be kept in memory."""
+    jobs = {
+        folder / f"video_{short}{suffix}.mp4": [folder / kind / f"{i:05d}.png" for i in indices]
+        for suffix, indices in _clips(views).items()
+        for kind, short in (("renders", "rgb"), ("gt", "gt"))
+        if (folder / kind).is_dir()
+    }
+    with ThreadPoolExecutor(2) as pool:
+        encoded = pool.map(_encode, jobs, jobs.values())
+        list(tqdm(encoded, desc="encode", total=len(jobs), disable=quiet, leave=False))
+
+
+def _encode(path: Path, images: list[Path]) -> None:
+    write_video(path, (read_image(image) for image in images), VIDEO_FPS)
+
+
+def _clips(views: Sequence[View]) -> dict[str, list[int]]:
+    """Suffix of a video -> positions of its views.
+
+    The whole set, unless its cameras differ in size, and every camera that has a clip of its own.
+    """
+    clips: dict[str, list[int]] = {}
+    if len({(view.camera.width, view.camera.height) for view in views}) == 1:
+        clips[""] = list(range(len(views)))
+    cameras = by_camera(views)
+    if len(cameras) > 1:
+        clips |= {f"_{_slug(c)}": indices for c, indices in cameras.items() if len(indices) > 1}
+    return clips
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+# ---- what all sets measured ---------------------------------------------------------------------
+
+
+def collect(model_path: Path, iteration: int) -> dict[str, Any]:
+    """The metrics of all sets rendered at ``iteration``, without those of single views.
+
+    Its last key, ``psnr``, is the test set's mean; the training set's where there is no other.
+    """
+    sets = {}
+    for name in SETS:
+        path = model_path / name / f"ours_{iteration}" / "metrics.json"
+        if path.is_file():
+            values = json.loads(path.read_text())
+            sets[name] = {k: v for k, v in values.items() if k not in _NOT_COLLECTED}
+    measured = [sets[name] for name in ("test", "train") if "psnr" in sets.get(name, {})]
+    result = {"iteration": iteration, "sets": sets}
+    return result | ({"psnr": measured[0]["psnr"]} if measured else {})
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The sets' metrics as aligned text, one row a set."""
+    columns = ("views", "psnr", "ssim", "lpips_alex", "lpips_vgg", "fps", "gaussians", "MB")
+    rows = [["set", *columns]]
+    for name, values in results.items():
+        values = {**values, "MB": values["bytes_on_disk"] / 1e6}
+        rows.append([name, *(_cell(values.get(column)) for column in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(t.rjust(w) for t, w in zip(row, widths, strict=True)) for row in rows]
+    reasons = {v["lpips_reason"] for v in results.values() if v.get("lpips_reason")}
+    return "\n".join(lines + [f"LPIPS {reason}" for reason in sorted(reasons)])
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.{2 if value >= 1 else 4}f}"
