@@ -27,6 +27,8 @@ def make_cloud(kind: str, count: int) -> np.ndarray:
         cloud += 1e4
     elif kind == "collinear":
         cloud = cloud[:, :1] * np.array([[1.0, 2.0, 3.0]])
+    elif kind == "along z":
+        cloud[:, :2] = 0.25
     elif kind == "plane":
         cloud[:, 1] = 0.25
     elif kind == "lattice":
@@ -50,6 +52,7 @@ KINDS = [
     "far outliers",
     "far from the origin",
     "collinear",
+    "along z",
     "plane",
     "lattice",
     "duplicates",
