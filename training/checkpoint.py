@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arguments_MoDE.cli import load_config
+from arguments_MoDE.saved import load_config
 from arguments_MoDE.config import Config
 from scene.experts import SceneFacts
 from scene.gaussian_model import GaussianModel
@@ -225,7 +225,10 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if info.get("format") != FORMAT:
         raise UserError(f"{folder}: format {info.get('format')!r}, this version reads {FORMAT}")
     check_digest(folder / "state.safetensors", info["sha256"])
-    return load_file(folder / "state.safetensors"), info
+    loaded = load_file(folder / "state.safetensors")
+    # Copied: mapped tensors are not aligned as allocated ones are, and vectorised sums then round
+    # differently, so that a resumed run would drift from an uninterrupted one.
+    return {name: value.clone() for name, value in loaded.items()}, info
 
 
 def latest_checkpoint(model_path: Path) -> Path | None:

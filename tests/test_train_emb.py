@@ -1,0 +1,174 @@
+"""`train_emb.py` as a user runs it, on the demo scene cut down to a few tiny frames."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train_emb
+from training.checkpoint import saved_iterations
+from utils.errors import cli
+
+SMALL = ["-r", "64", "-d", "4", "--max_points", "400", "--densify_until_iter", "0", "--quiet"]
+SHORT = ["--coarse_iterations", "4", "--iterations", "6", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def scene_folder(root) -> Path:
+    return root / "demo" / "scene"
+
+
+@pytest.fixture
+def copy(scene_folder, tmp_path) -> Path:
+    """The demo scene with three cameras, to be damaged."""
+    folder = tmp_path / "scene"
+    folder.mkdir()
+    for name in ("cam00.mp4", "cam01.mp4", "cam02.mp4", "points3D_downsample.ply"):
+        shutil.copy(scene_folder / name, folder / name)
+    poses = np.load(scene_folder / "poses_bounds.npy")
+    np.save(folder / "poses_bounds.npy", poses[:3])
+    return folder
+
+
+def train(source: Path, out: Path, *more: str) -> int:
+    return train_emb.main(["-s", str(source), "--expname", str(out), *SMALL, *SHORT, *more])
+
+
+def fails(capsys, source: Path, out: Path, *more: str) -> str:
+    """Runs the command, expects exit code 2, one line and no run folder; returns the line."""
+    with pytest.raises(SystemExit) as stop:
+        cli(lambda _: train(source, out, *more))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], lines
+    assert not out.exists()
+    return errors[0]
+
+
+def test_training_leaves_a_run_that_says_it_is_complete(copy, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(copy, out, "--save_iterations", "3") == 0
+    assert saved_iterations(out) == [3, 6]
+    saved = json.loads((out / "config.json").read_text())
+    assert saved["OptimizationParams"]["iterations"] == 6
+    capsys.readouterr()
+    assert train(copy, out, "--save_iterations", "3") == 0
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_a_run_folder_in_use_is_not_overwritten_unasked(copy, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(copy, out)
+    with pytest.raises(SystemExit):
+        cli(lambda _: train(copy, out, "--feature_lr", "0.1"))
+    assert "--overwrite" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli(lambda _: train(copy, out, "--feature_lr", "0.1", "--resume"))
+    assert "feature_lr is 0.1" in capsys.readouterr().err
+    assert train(copy, out, "--feature_lr", "0.1", "--overwrite") == 0
+
+
+def test_an_unfinished_run_is_resumed_to_the_same_model(copy, tmp_path):
+    straight, resumed = tmp_path / "a", tmp_path / "b"
+    train(copy, straight)
+    train(copy, resumed, "--checkpoint_iterations", "3")
+    shutil.rmtree(resumed / "point_cloud")  # as if it had been stopped after iteration 3
+    train(copy, resumed, "--checkpoint_iterations", "3", "--resume")
+    name = Path("point_cloud") / "iteration_6" / "point_cloud.ply"
+    assert (straight / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def test_static_trains_without_experts(copy, tmp_path):
+    out = tmp_path / "run"
+    assert train(copy, out, "--static") == 0
+    manifest = json.loads((out / "point_cloud" / "iteration_6" / "manifest.json").read_text())
+    assert "embedding" not in manifest["per_gaussian"]
+
+
+def test_help_explains_itself(root):
+    done = subprocess.run(
+        [sys.executable, "train_emb.py", "--help"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for flag in ("--source_path", "--configs", "--expname", "--device", "--resume", "--static"):
+        assert flag in done.stdout
+
+
+def test_missing_folder(tmp_path, capsys):
+    assert "nowhere" in fails(capsys, tmp_path / "nowhere", tmp_path / "run")
+
+
+def test_unknown_scene_type_lists_what_was_looked_for(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    line = fails(capsys, tmp_path / "empty", tmp_path / "run")
+    for looked_for in ("poses_bounds.npy", "transforms_train.json", "train_meta.json"):
+        assert looked_for in line
+
+
+def test_wrong_recipe_key_names_the_nearest(copy, tmp_path, capsys):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("OptimizationParams = dict(itterations=5)\n")
+    assert "iterations" in fails(capsys, copy, tmp_path / "run", "--configs", str(recipe))
+
+
+def test_unknown_device(copy, tmp_path, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the GPU that the test wants to be missing")
+    assert "--device" in fails(capsys, copy, tmp_path / "run", "--device", "cuda")
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def test_corrupt_video(copy, tmp_path, capsys):
+    cut(copy / "cam01.mp4")
+    assert "cam01.mp4" in fails(capsys, copy, tmp_path / "run")
+
+
+def test_poses_with_the_wrong_number_of_rows(copy, tmp_path, capsys):
+    poses = np.load(copy / "poses_bounds.npy")
+    np.save(copy / "poses_bounds.npy", poses[:2])
+    line = fails(capsys, copy, tmp_path / "run")
+    assert "poses_bounds.npy" in line and "2" in line and "3" in line
+
+
+def test_nan_poses(copy, tmp_path, capsys):
+    poses = np.load(copy / "poses_bounds.npy")
+    poses[1, 3] = np.nan
+    np.save(copy / "poses_bounds.npy", poses)
+    assert "poses_bounds.npy" in fails(capsys, copy, tmp_path / "run")
+
+
+def test_empty_point_cloud(copy, tmp_path, capsys):
+    (copy / "points3D_downsample.ply").write_text(
+        "ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\n"
+        "property float z\nproperty uchar red\nproperty uchar green\nproperty uchar blue\n"
+        "end_header\n"
+    )
+    assert "points3D_downsample.ply" in fails(capsys, copy, tmp_path / "run")
+
+
+def test_half_a_jpeg(copy, tmp_path, capsys):
+    from PIL import Image
+
+    for cam in ("cam00", "cam01", "cam02"):
+        folder = copy / "images" / cam
+        folder.mkdir(parents=True)
+        (copy / f"{cam}.mp4").unlink()
+        for i in range(3):
+            noise = np.random.default_rng(i).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+            Image.fromarray(noise).save(folder / f"{i:04d}.jpg")
+    cut(copy / "images" / "cam02" / "0001.jpg")
+    line = fails(capsys, copy, tmp_path / "run")
+    assert "cam02" in line and "0001.jpg" in line

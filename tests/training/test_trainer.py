@@ -1,0 +1,165 @@
+"""The training loop on a tiny scene."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from training.checkpoint import load_run, load_state, saved_iterations
+from utils.errors import UserError
+
+
+def parameters(trainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def run(trainer, stop: tuple[str, int] | None = None) -> None:
+    """Trains to the end, or through iteration ``stop`` of its stage."""
+    trainer.model.train()
+    while True:
+        p = trainer.progress
+        if stop == (p.stage, p.iteration):
+            return
+        if p.iteration == trainer.stage_length(p.stage):
+            if p.stage == "fine":
+                return
+            trainer._start_stage("fine")
+            continue
+        trainer.iterate()
+
+
+@pytest.mark.parametrize("stop", [("coarse", 5), ("fine", 3), ("fine", 11)])
+def test_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, stop):
+    straight = tiny.trainer(tmp_path)
+    run(straight)
+    first = tiny.trainer(tmp_path)
+    run(first, stop)
+    folder = first.save_checkpoint()
+    second = tiny.trainer(tmp_path)
+    torch.manual_seed(99)  # the checkpoint must bring its own random state
+    second.restore(*load_state(folder))
+    run(second)
+    expected, got = parameters(straight), parameters(second)
+    assert expected.keys() == got.keys()
+    different = [n for n in expected if not torch.equal(expected[n], got[n])]
+    assert not different
+
+
+def test_training_lowers_the_loss_on_one_view(tmp_path):
+    settings = tiny.config(iterations=150, batch_size=1, lambda_dssim=0.0, densify_until_iter=0)
+    trainer = tiny.trainer(tmp_path, settings)
+    trainer.scene.train = trainer.scene.train[:1]
+    trainer.sampler.views = trainer.scene.train
+    before = trainer.evaluate()["train"]["psnr"]
+    run(trainer)
+    assert trainer.evaluate()["train"]["psnr"] > before + 1
+
+
+def test_every_parameter_group_moves_in_the_fine_stage(tmp_path):
+    settings = tiny.config(gaiting_from_iter=0, densify_until_iter=0, iterations=30, sh_degree=3)
+    trainer = tiny.trainer(tmp_path, settings)
+    trainer._start_stage("fine")
+    before = parameters(trainer)
+    trainer.model.gaussians.active_sh_degree = 3
+    run(trainer)
+    after = parameters(trainer)
+    still = [n for n in before if torch.equal(before[n], after[n])]
+    # Heads of the guest that are not mixed are not computed, and the camera that is never trained
+    # keeps its row of the offsets.
+    assert all("heads.log_scale" in n or "heads.sh" in n for n in still), still
+
+
+def test_nan_in_an_image_stops_before_the_step_and_names_view_and_term(tmp_path):
+    trainer = tiny.trainer(tmp_path)
+    trainer._start_stage("fine")
+    trainer.model.train()
+    with torch.no_grad():
+        trainer.model.experts["hexplane"].heads["log_scale"][-1].bias.fill_(float("nan"))
+        trainer.background[0] = float("nan")
+    before = parameters(trainer)
+    with pytest.raises(UserError, match=r"fine iteration 1: loss term .*l1.* cam0\d/000\d"):
+        trainer.iterate()
+    after = parameters(trainer)
+    assert all(torch.equal(before[n], after[n]) or torch.isnan(after[n]).any() for n in before)
+
+
+def test_views_of_one_time_are_rendered_together_and_give_the_same_step(tmp_path):
+    steps = []
+    for together in (False, True):
+        settings = tiny.config(
+            densify_until_iter=0, iterations=1, coarse_iterations=1, offsets_lr=0.0
+        )
+        trainer = tiny.trainer(tmp_path, settings)
+        trainer._start_stage("fine")
+        batch = [v for v in trainer.scene.train if v.frame_index == 2]
+        trainer.sampler.next = lambda batch=batch: batch
+        settings.opt.batch_same_time, settings.opt.gaiting_from_iter = together, 0
+        trainer.model.train()
+        trainer.iterate()
+        steps.append(parameters(trainer))
+    for name in steps[0]:
+        assert torch.allclose(steps[0][name], steps[1][name], atol=2e-4), name
+
+
+def test_cameras_that_see_nothing_train_without_error(tmp_path):
+    trainer = tiny.trainer(tmp_path, tiny.config(densify_until_iter=0))
+    with torch.no_grad():
+        trainer.model.gaussians.xyz[:, 2] = -100.0
+    run(trainer)
+    assert trainer.progress.iteration == 16
+
+
+def test_a_run_folder_renders_as_the_model_in_memory(tmp_path):
+    from arguments_MoDE.cli import save_config
+
+    trainer = tiny.trainer(tmp_path, save_iterations=[10])
+    save_config(trainer.config, tmp_path / "config.json")
+    trainer.train()
+    assert saved_iterations(tmp_path) == [10, 16]
+    loaded = load_run(tmp_path)
+    assert loaded.iteration == 16
+    trainer.model.eval()
+    with torch.no_grad():
+        ours = trainer.model.deform(0.4, iteration=16)
+        theirs = loaded.model.deform(0.4, iteration=16)
+    for name in ("means", "scales", "rotations", "opacities", "sh"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_ctrl_c_leaves_a_checkpoint(tmp_path):
+    trainer = tiny.trainer(tmp_path)
+    original = trainer.iterate
+
+    def interrupted():
+        if trainer.progress.stage == "fine" and trainer.progress.iteration == 3:
+            raise KeyboardInterrupt
+        return original()
+
+    trainer.iterate = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / "checkpoint" / "fine_3" / "state.json").is_file()
+
+
+def test_metrics_jsonl_holds_strict_json_lines(tmp_path):
+    trainer = tiny.trainer(tmp_path, test_iterations=[10])
+    trainer.train()
+    trainer.report.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=lambda c: pytest.fail(c)) for line in lines]
+    kinds = {r["event"] for r in records}
+    assert kinds >= {"train", "evaluate", "save"}
+    assert any("psnr" in r and r.get("set") == "test" for r in records)
+
+
+def test_camera_colors_are_trained_and_survive_a_checkpoint(tmp_path):
+    trainer = tiny.trainer(tmp_path, tiny.config(camera_color=True))
+    run(trainer)
+    assert trainer.colors.delta.detach().abs().sum() > 0
+    folder = trainer.save_checkpoint()
+    other = tiny.trainer(tmp_path, tiny.config(camera_color=True))
+    other.restore(*load_state(folder))
+    assert torch.equal(other.colors.delta, trainer.colors.delta)
