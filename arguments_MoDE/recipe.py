@@ -25,6 +25,7 @@ from arguments_MoDE.values import Sections, accept, all_settings, section_types
 from utils.errors import UserError
 
 LARGEST_FILE = 256 * 1024  # bytes; recipes are a few kilobytes
+LARGEST_NUMBER = 1e300  # that arithmetic may give
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Note = Callable[[str], None]
@@ -202,9 +203,12 @@ def _number(path: Path, node: ast.expr) -> float:
 def _arithmetic(path: Path, node: ast.BinOp) -> float:
     left, right = _number(path, node.left), _number(path, node.right)
     try:
-        return _OPERATORS[type(node.op)](left, right)
+        result = _OPERATORS[type(node.op)](left, right)
     except (ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{path}:{node.lineno}: {_excerpt(node)}: {error}") from None
+    if not abs(result) <= LARGEST_NUMBER:
+        raise UserError(f"{path}:{node.lineno}: {_excerpt(node)} is too large a number")
+    return result
 
 
 def _is_string(node: ast.expr) -> bool:

@@ -187,7 +187,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "opacity_threshold_coarse": (0, 1),
     "opacity_threshold_fine_init": (0, 1),
     "opacity_threshold_fine_after": (0, 1),
-    "motion_sampling": (0, 1),
     "temp": (1e-6, math.inf),
     "control_num": (1, math.inf),
     "net_width": (1, math.inf),
