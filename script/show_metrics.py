@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.errors import UserError, cli
 
 SETS = ("train", "test", "video")
+LONGEST_CELL = 24  # characters
 
 
 def renders(run: Path, name: str) -> dict[int, Path]:
@@ -81,10 +82,20 @@ def table(columns: dict[str, dict[str, float | str]]) -> str:
     return "\n".join(lines)
 
 
+def notes(columns: dict[str, dict[str, float | str]]) -> list[str]:
+    """Texts too long for a cell, each once; they leave the columns."""
+    found: dict[str, None] = {}
+    for column in columns.values():
+        for key in [key for key, value in column.items() if len(show(value)) > LONGEST_CELL]:
+            found[f"{key}: {column.pop(key)}"] = None
+    return list(found)
+
+
 def videos(run: Path) -> list[Path]:
-    """The videos of the last rendered iteration of every set."""
+    """The videos of the last rendered iteration of every set, without those of single cameras."""
     last = [max(found.items())[1] for found in (renders(run, name) for name in SETS) if found]
-    return [path for folder in last for path in sorted(folder.glob("*.mp4"))]
+    paths = (folder / f"video_{kind}.mp4" for folder in last for kind in ("rgb", "gt"))
+    return [path for path in paths if path.is_file()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iteration", type=int, default=-1, help="-1: the last rendered one")
     options = parser.parse_args(argv)
     folders = {str(run): rendered(run, options.set, options.iteration) for run in options.runs}
-    print(table({name: read_metrics(folder) for name, folder in folders.items()}))
+    columns = {name: read_metrics(folder) for name, folder in folders.items()}
+    below = notes(columns)
+    print("\n".join([table(columns), *below]))
     for path in (path for run in options.runs for path in videos(run)):
         print(path)
     return 0

@@ -23,8 +23,8 @@ Render = Callable[[View], Tensor]  # of a view: (3, H, W), float, not clamped
 WARM_UP_FRAMES = 3
 TIMED_FRAMES = 100
 TIMED_SECONDS = 5.0
-# Pixels that a CPU compares with one network in about a minute; a GPU compares every view.
-LPIPS_CPU_PIXELS = {"alex": 40e6, "vgg": 1.5e6}
+# Pixels that a CPU compares with a network in about half a minute; a GPU compares every view.
+LPIPS_CPU_PIXELS = {"alex": 20e6, "vgg": 0.75e6}
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -142,7 +142,7 @@ class Perceptual:
             self.reasons["lpips"] = "not available because it was not asked for"
 
     def choose(self, views: Sequence[View]) -> dict[str, set[int]]:
-        """Which views each network compares: all on a GPU, as many as a minute allows on a CPU."""
+        """The views that each network compares: all on a GPU, half a minute's worth on a CPU."""
         pixels = max(view.camera.width * view.camera.height for view in views)
         return {
             net: set(evenly_spaced(len(views), self._limit(net, pixels))) for net in self.models

@@ -44,6 +44,26 @@ def test_runs_stand_side_by_side_and_gaps_are_marked(tmp_path: Path, capsys):
     assert ["lpips_alex", "0.0712", "-"] in rows
 
 
+def test_long_texts_stand_below_the_table(tmp_path: Path, capsys):
+    reason = "not available because no weights were found on this machine"
+    write_run(tmp_path / "a", 1, lpips_reason=reason, psnr=31.0)
+    write_run(tmp_path / "b", 1, lpips_reason=reason, psnr=25.0)
+    show_metrics.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count(f"lpips_reason: {reason}") == 1
+    assert lines.index(f"lpips_reason: {reason}") > [row.split()[:1] for row in lines].index(
+        ["psnr"]
+    )
+
+
+def test_videos_of_single_cameras_are_not_listed(tmp_path: Path, capsys):
+    write_run(tmp_path, 1, psnr=31.0)
+    (tmp_path / "test" / "ours_1" / "video_rgb_cam03.mp4").touch()
+    show_metrics.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "video_rgb.mp4" in out and "cam03" not in out
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "-"), (12345, "12,345"), (1234.6, "1,235"), (0.91234, "0.9123")]
 )

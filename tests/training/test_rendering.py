@@ -69,6 +69,22 @@ def test_metrics_are_strict_json_and_end_with_the_mean_psnr(run):
     assert all(key == key.lower() for key in metrics)
 
 
+def test_means_are_over_all_views_and_over_those_of_a_camera(run, monkeypatch):
+    calls = []
+
+    def worse_and_worse(cameras, splats, *rest):
+        calls.append(0)
+        return fake_render(cameras, splats + 0.01 * len(calls), *rest)
+
+    monkeypatch.setattr(rendering, "render", worse_and_worse)
+    metrics = _go(run, fake_scene(test_cameras=2), sets=("test",))["test"]
+    for key in ("psnr", "ssim", "psnr_8bit", "ssim_8bit"):
+        values = [row[key] for row in metrics["per_view"].values()]
+        assert len(set(values)) == 8
+        assert metrics[key] == pytest.approx(np.mean(values))
+        assert metrics["per_camera"]["cam01"][key] == pytest.approx(np.mean(values[4:]))
+
+
 def test_the_model_is_asked_as_for_a_camera_never_seen(run):
     _go(run, sets=("train", "test"))
     asked = run.model.asked
