@@ -82,8 +82,9 @@ def test_a_dict_flag_changes_only_the_keys_it_names(recipe):
     ).config.hidden.kplanes_config
     assert planes["resolution"] == [8, 8, 8, 4]
     assert planes["output_coordinate_dim"] == 9
-    planes = train("--kplanes_config", '{"output_coordinate_dim": 3}').config.hidden.kplanes_config
-    assert planes["output_coordinate_dim"] == 3
+    twice = ("--kplanes_config", '{"output_coordinate_dim": 3}', "--kplanes_config")
+    planes = train(*twice, "resolution=[8,8,8,4]").config.hidden.kplanes_config
+    assert (planes["output_coordinate_dim"], planes["resolution"]) == (3, [8, 8, 8, 4])
 
 
 def test_a_run_folder_given_by_flag_replaces_the_recipes(tmp_path):

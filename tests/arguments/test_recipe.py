@@ -158,6 +158,8 @@ def test_items_of_lists_and_dicts_have_types_too(tmp_path):
         "OptimizationParams = {'iterations': 1, 'iterations': 2}",
         "OptimizationParams = dict(iterations=1)\nOptimizationParams = dict(batch_size=1)",
         "OptimizationParams = 3",
+        "OptimizationParams = Namespace(iterations=1)",
+        "OptimizationParams = a.dict(iterations=1)",
         "OptimizationParams = {1: 2}",
         "a = b = dict()",
     ],
