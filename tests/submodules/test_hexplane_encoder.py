@@ -53,7 +53,7 @@ def test_equals_the_twin(dtype, channels):
 
 
 def test_equals_the_twin_over_several_blocks_of_points():
-    inputs = make_inputs(count=20_000, dtype=torch.float64)
+    inputs = make_inputs(count=70_000, channels=3, dtype=torch.float64)
     ours = gradients(encode, *inputs, num_threads=3)
     for actual, expected in zip(ours, gradients(reference.encode, *inputs), strict=True):
         torch.testing.assert_close(actual, expected, **TOLERANCE[torch.float64])
@@ -89,7 +89,7 @@ def test_points_outside_get_no_gradient_along_that_axis():
 
 @pytest.mark.parametrize("spread", ["even", "one cell"])
 def test_same_bits_for_any_number_of_threads(spread):
-    inputs = make_inputs(count=30_000, sizes=(40, 33, 17))
+    inputs = make_inputs(count=40_000, sizes=(40, 33, 17))
     if spread == "one cell":
         inputs[0].mul_(1e-3)
     alone = gradients(encode, *inputs, num_threads=1)

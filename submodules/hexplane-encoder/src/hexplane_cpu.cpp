@@ -232,41 +232,39 @@ void scatter_line(const Block<T>& block, int axis, Band band, const Grids<T>& gr
   }
 }
 
-// Cuts the rows of a factor into bands that receive about equally many points.
-std::vector<Band> balanced_bands(const std::int32_t* rows, std::int64_t count, int height,
-                                 int workers) {
-  if (workers == 1) return {{0, height}};
+// The worker's band, when the rows of a factor are cut so that each receives about equally many
+// points. Every worker counts for itself: cheaper than to wait for one that counts for all.
+Band balanced_band(const std::int32_t* rows, std::int64_t count, int height, int worker,
+                   int workers) {
+  if (workers == 1) return {0, height};
   std::vector<std::int64_t> load(height + 1, 0);  // contributions to each row
   for (std::int64_t i = 0; i < count; ++i) {
     if (rows[i] < 0) continue;
     ++load[rows[i]];
     ++load[rows[i] + 1];
   }
-  std::vector<Band> bands;
-  std::int64_t seen = 0;
-  int begin = 0;
-  for (int worker = 1; worker <= workers; ++worker) {
-    int end = begin;
-    while (end < height && (worker == workers || seen < 2 * count * worker / workers))
-      seen += load[end++];
-    bands.push_back({begin, end});
-    begin = end;
-  }
-  return bands;
+  const auto cut = [&](int before) {  // first row of a worker; all rows lie before the last's end
+    int row = 0;
+    if (before == workers) return height;
+    for (std::int64_t seen = 0; row < height && seen < 2 * count * before / workers; ++row)
+      seen += load[row];
+    return row;
+  };
+  return {cut(worker), cut(worker + 1)};
 }
 
 // Second half of the backward: sums d(loss)/d(factor) into the grids, each row by its one owner.
 template <typename T>
 void scatter(const Block<T>& block, int workers, const Grids<T>& grads) {
-  std::vector<Band> bands[kFactors];
-  run_workers(std::min(workers, kFactors), [&](int worker) {
-    for (int k = worker; k < kFactors; k += std::min(workers, kFactors))
-      bands[k] = balanced_bands(block.rows + k * block.count, block.count, grads.height[k], workers);
-  });
   run_workers(workers, [&](int worker) {
-    for (int k = 0; k < kPlanes; ++k) scatter_plane(block, k, bands[k][worker], grads);
-    for (int k = 0; k < kLines; ++k)
-      scatter_line(block, k, bands[kPlanes + k][worker], grads);
+    for (int k = 0; k < kFactors; ++k) {
+      const std::int32_t* rows = block.rows + k * block.count;
+      const Band band = balanced_band(rows, block.count, grads.height[k], worker, workers);
+      if (k < kPlanes)
+        scatter_plane(block, k, band, grads);
+      else
+        scatter_line(block, k - kPlanes, band, grads);
+    }
   });
 }
 
