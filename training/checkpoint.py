@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arguments_MoDE.saved import load_config
 from arguments_MoDE.config import Config
+from arguments_MoDE.saved import load_config
 from scene.experts import SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
@@ -38,6 +38,8 @@ from utils.errors import UserError
 from utils.files import atomic_folder, write_json
 
 FORMAT = 1
+MODEL_FILES = ("point_cloud.ply", "model.safetensors")
+MANIFEST_KEYS = ("active_sh_degree", "per_gaussian", "facts", "training_seconds", "sha256")
 
 
 @dataclass
@@ -129,7 +131,7 @@ def save_model(model: MoDE, model_path: Path, iteration: int, training_seconds: 
                 "frames": facts.frames,
             },
             "training_seconds": round(training_seconds, 3),
-            "sha256": {n: digest(folder / n) for n in ("point_cloud.ply", "model.safetensors")},
+            "sha256": {n: digest(folder / n) for n in MODEL_FILES},
         }
         write_json(folder / "manifest.json", manifest)
     return model_folder(model_path, iteration)
@@ -167,6 +169,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _read_json(path)
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing or set(manifest["sha256"]) != set(MODEL_FILES):
+        raise UserError(f"{path} is incomplete ({', '.join(missing) or 'sha256'}): copy it again")
     for name, expected in manifest["sha256"].items():
         check_digest(folder / name, expected)
     return manifest

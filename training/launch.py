@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from arguments_MoDE.cli import TrainingArguments, load_config, parse_training, save_config
+from arguments_MoDE.cli import TrainingArguments, parse_training
 from arguments_MoDE.config import Config
+from arguments_MoDE.saved import first_difference, load_config, save_config
 from scene import Scene, load_scene
-from scene.experts import SceneFacts
+from scene.experts import REGISTRY, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
 from training.checkpoint import latest_checkpoint, load_state, saved_iterations
@@ -38,7 +39,7 @@ def choose_device(name: str) -> str:
 
 def train_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     """Trains as the command line says; returns the exit code."""
-    arguments = parse_training(argv, prog, description)
+    arguments = parse_training(argv, prog, description, tuple(REGISTRY))
     config, folder = arguments.config, Path(arguments.config.model.model_path)
     if _is_complete(folder, arguments):
         print(f"{folder} is already trained with these settings; --overwrite trains it anew")
@@ -92,7 +93,7 @@ def _trainer(
 def _is_complete(folder: Path, arguments: TrainingArguments) -> bool:
     if arguments.overwrite or not (folder / "config.json").is_file():
         return False
-    same = load_config(folder / "config.json").as_dict() == arguments.config.as_dict()
+    same = first_difference(load_config(folder / "config.json"), arguments.config) is None
     return same and arguments.config.opt.iterations in saved_iterations(folder)
 
 
@@ -111,14 +112,13 @@ def _prepare(folder: Path, arguments: TrainingArguments) -> Path | None:
             f"{folder} holds another or an unfinished run: --resume continues it, "
             f"--overwrite replaces it, or choose another --expname"
         )
-    saved = load_config(folder / "config.json").as_dict()
-    for section, values in arguments.config.as_dict().items():
-        for key, value in values.items():
-            if saved[section][key] != value:
-                raise UserError(
-                    f"--resume: {key} is {value!r} but {folder} was trained with "
-                    f"{saved[section][key]!r}; use the same settings or --overwrite"
-                )
+    difference = first_difference(load_config(folder / "config.json"), arguments.config)
+    if difference is not None:
+        key, saved, given = difference
+        raise UserError(
+            f"--resume: {key} is {given!r} but {folder} was trained with {saved!r}; "
+            f"use the same settings or --overwrite"
+        )
     return latest_checkpoint(folder)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line naming the file or flag and the remedy."""
+    """Something the user can mend; the message is one line: the file or flag, and the remedy."""
 
 
 def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:

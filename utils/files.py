@@ -24,7 +24,7 @@ def _sync(path: Path) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that replaces it when the block ends without error.
 
-    The suffix is kept, since encoders choose their format by it. On an error nothing is left behind.
+    The suffix is kept, since encoders choose their format by it. An error leaves nothing behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Like `atomic_file`, for a folder: an existing ``path`` is replaced only when all went well."""
+    """Like `atomic_file`, for a folder: an existing ``path`` is replaced only when all is well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -61,7 +61,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically. NaN and infinities are refused (ValueError)."""
+    """Writes ``value`` as indented JSON, atomically; NaN and infinities are a ValueError."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text)

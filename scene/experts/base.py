@@ -97,11 +97,6 @@ class Expert(nn.Module):
 HEAD_SIZES = {"xyz": 3, "log_scale": 3, "rotation": 4, "opacity": 1, "sh": 48}
 
 
-def head(width: int, outputs: int) -> nn.Sequential:
-    """ReLU, Linear, ReLU, Linear: the decoder head of HexPlane and of the embedding expert."""
-    return nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
-
-
 def trunk(width: int, depth: int) -> nn.Sequential:
     """The layers after the first Linear: (depth - 1) x [ReLU, Linear]."""
     layers: list[nn.Module] = []
@@ -110,16 +105,49 @@ def trunk(width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def zero_last_layers(heads: nn.ModuleDict) -> None:
-    """Makes every head output zero, so that training starts without deformation."""
-    for module in heads.values():
-        torch.nn.init.zeros_(module[-1].weight)
-        torch.nn.init.zeros_(module[-1].bias)
+class Heads(nn.Module):
+    """One decoder head per attribute on a shared hidden vector: ReLU, Linear, ReLU, Linear.
 
+    The first layers of all heads are one matrix, since one large product is faster than several
+    small ones; only the rows of the wanted heads take part.
+    """
 
-def decode(heads: nn.ModuleDict, hidden: Tensor, wanted: frozenset[str]) -> Deformation:
-    """Runs those heads that are wanted."""
-    outputs = {name: heads[name](hidden) for name in heads if name in wanted}
-    if "sh" in outputs:
-        outputs["sh"] = outputs["sh"].unflatten(-1, (16, 3))
-    return Deformation(**outputs)
+    def __init__(self, width: int, attributes: frozenset[str]) -> None:
+        """Heads for ``attributes``, PyTorch's default initialisation."""
+        super().__init__()
+        self.width = width
+        self.names = [name for name in HEAD_SIZES if name in attributes]
+        self.first = nn.Linear(width, width * len(self.names))
+        self.last = nn.ModuleDict({n: nn.Linear(width, HEAD_SIZES[n]) for n in self.names})
+
+    def forward(self, hidden: Tensor, wanted: frozenset[str]) -> Deformation:
+        """Deltas of the ``wanted`` attributes from ``hidden`` (N, W)."""
+        chosen = [name for name in self.names if name in wanted]
+        if not chosen:
+            return Deformation()
+        weight, bias = self.first.weight, self.first.bias
+        if len(chosen) < len(self.names):
+            weight, bias = self._rows(weight, chosen), self._rows(bias, chosen)
+        inner = nn.functional.linear(hidden.relu(), weight, bias).relu_()
+        parts = inner.split(self.width, dim=-1)
+        outputs = {n: self.last[n](part) for n, part in zip(chosen, parts, strict=True)}
+        if "sh" in outputs:
+            outputs["sh"] = outputs["sh"].unflatten(-1, (16, 3))
+        return Deformation(**outputs)
+
+    def _rows(self, stacked: Tensor, chosen: list[str]) -> Tensor:
+        blocks = stacked.split(self.width)
+        return torch.cat([blocks[self.names.index(name)] for name in chosen])
+
+    def xavier_(self) -> None:
+        """Xavier-uniform weights for every layer of every head, as if each stood alone."""
+        for block in self.first.weight.data.split(self.width):
+            nn.init.xavier_uniform_(block)
+        for layer in self.last.values():
+            nn.init.xavier_uniform_(layer.weight)
+
+    def zero_last_(self) -> None:
+        """Makes every output zero, so that training starts without deformation."""
+        for layer in self.last.values():
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -19,14 +19,12 @@ from scene.experts.base import (
     HEAD_SIZES,
     Deformation,
     Expert,
+    Heads,
     LearningRate,
     Moment,
     ParameterGroup,
     SceneFacts,
-    decode,
-    head,
     trunk,
-    zero_last_layers,
 )
 from scene.gaussian_model import Canonical
 from simple_knn import knn
@@ -79,13 +77,11 @@ class _Branch(nn.Module):
         for parameter in self.parameters():  # PyTorch's default for the concatenated layer
             nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5)
         self.trunk = trunk(width, emb.emb_defor_depth)
-        self.heads = nn.ModuleDict(
-            {n: head(width, HEAD_SIZES[n]) for n in HEAD_SIZES if n in attributes}
-        )
+        self.heads = Heads(width, attributes)
 
     def forward(self, temporal: Tensor, embedding: Tensor, wanted: frozenset[str]) -> Deformation:
         hidden = self.of_embedding(embedding) + self.of_time(temporal)
-        return decode(self.heads, self.trunk(hidden), wanted)
+        return self.heads(self.trunk(hidden), wanted)
 
 
 class EmbeddingExpert(Expert):
@@ -115,7 +111,7 @@ class EmbeddingExpert(Expert):
         self.fine = None if emb.emb_no_fine_deform else _Branch(emb, self.attributes)
         if zero_init_heads:
             for branch in self._branches():
-                zero_last_layers(branch.heads)
+                branch.heads.zero_last_()
         self._neighbours: tuple[int, Tensor, Tensor] | None = None
 
     def _branches(self) -> list[_Branch]:

@@ -17,17 +17,14 @@ from torch import Tensor, nn
 
 import hexplane_encoder
 from scene.experts.base import (
-    HEAD_SIZES,
     Deformation,
     Expert,
+    Heads,
     LearningRate,
     Moment,
     ParameterGroup,
     SceneFacts,
-    decode,
-    head,
     trunk,
-    zero_last_layers,
 )
 from scene.gaussian_model import Canonical
 
@@ -111,19 +108,18 @@ class HexPlaneExpert(Expert):
             "sh": hidden.no_dshs,
         }
         self.attributes = frozenset(name for name, off in disabled.items() if not off)
-        self.heads = nn.ModuleDict(
-            {n: head(hidden.net_width, HEAD_SIZES[n]) for n in HEAD_SIZES if n in self.attributes}
-        )
-        for module in self.modules():
+        self.heads = Heads(hidden.net_width, self.attributes)
+        for module in (self.first, *self.trunk):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+        self.heads.xavier_()
         if hidden.zero_init_heads:
-            zero_last_layers(self.heads)
+            self.heads.zero_last_()
 
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`."""
         features = self.field(canonical.xyz, moment.time)
-        return decode(self.heads, self.trunk(self.first(features)), wanted)
+        return self.heads(self.trunk(self.first(features)), wanted)
 
     def parameter_groups(self, config: Config, extent: float) -> list[ParameterGroup]:
         """Planes and decoder, each with its own decay over ``position_lr_max_steps``."""

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from arguments_MoDE.cli import save_config
 from scene.point_cloud import read_vertices
 from training.checkpoint import (

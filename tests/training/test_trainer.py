@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from training.checkpoint import load_run, load_state, saved_iterations
 from utils.errors import UserError
 
@@ -69,7 +69,7 @@ def test_every_parameter_group_moves_in_the_fine_stage(tmp_path):
     still = [n for n in before if torch.equal(before[n], after[n])]
     # Heads of the guest that are not mixed are not computed, and the camera that is never trained
     # keeps its row of the offsets.
-    assert all("heads.log_scale" in n or "heads.sh" in n for n in still), still
+    assert all("last.log_scale" in n or "last.sh" in n for n in still), still
 
 
 def test_nan_in_an_image_stops_before_the_step_and_names_view_and_term(tmp_path):
@@ -77,7 +77,7 @@ def test_nan_in_an_image_stops_before_the_step_and_names_view_and_term(tmp_path)
     trainer._start_stage("fine")
     trainer.model.train()
     with torch.no_grad():
-        trainer.model.experts["hexplane"].heads["log_scale"][-1].bias.fill_(float("nan"))
+        trainer.model.experts["hexplane"].heads.last["log_scale"].bias.fill_(float("nan"))
         trainer.background[0] = float("nan")
     before = parameters(trainer)
     with pytest.raises(UserError, match=r"fine iteration 1: loss term .*l1.* cam0\d/000\d"):
