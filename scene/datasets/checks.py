@@ -35,18 +35,17 @@ def check_poses(capture: Capture, cameras: list[Camera]) -> None:
     """Refuses poses with which the cameras look past the cloud, and names the usual reason.
 
     Raises:
-        UserError: no camera sees a point, or inverted poses see far more of them.
+        UserError: no camera sees a point, or many see none but would with inverted poses.
     """
     points = _some_points(capture.points.xyz, 2000)
     some = cameras[:: max(1, len(cameras) // 50)]
-    seen = float(np.mean([camera.sees(points).mean() for camera in some]))
-    inverted = float(np.mean([_inverted(camera).sees(points).mean() for camera in some]))
-    if seen < 0.05 and inverted > max(3 * seen, 0.05):
+    blind = _blind_share(some, points)
+    if blind > 0.2 and _blind_share([_inverted(camera) for camera in some], points) < blind / 4:
         raise UserError(
-            f"{capture.poses_file}: the cameras see {seen:.0%} of the points, with inverted poses "
-            f"{inverted:.0%}: camera-to-world and world-to-camera are mixed up; invert the poses"
+            f"{capture.poses_file}: {blind:.0%} of the cameras look past the initial cloud, and do "
+            "not with inverted poses: camera-to-world and world-to-camera are mixed up; invert them"
         )
-    if seen == 0 and not any(camera.sees(capture.points.xyz).any() for camera in cameras):
+    if blind == 1 and not any(camera.sees(capture.points.xyz).any() for camera in cameras):
         raise UserError(
             f"{capture.poses_file}: no training camera sees any point of the initial cloud; poses "
             "and cloud are in different frames: make both with the same tool"
@@ -58,6 +57,11 @@ def _some_points(xyz: np.ndarray, count: int) -> np.ndarray:
     if len(xyz) <= count:
         return xyz
     return xyz[np.random.default_rng(0).choice(len(xyz), count, replace=False)]
+
+
+def _blind_share(cameras: list[Camera], points: np.ndarray) -> float:
+    """Share of the cameras that see less than one in a hundred points."""
+    return float(np.mean([camera.sees(points).mean() < 0.01 for camera in cameras]))
 
 
 def _inverted(camera: Camera) -> Camera:

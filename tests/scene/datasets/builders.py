@@ -1,0 +1,222 @@
+"""Small scenes on disk in each format, and what is true of them.
+
+Every frame shows a dark gradient with one bright disc where the world point `marker(time)` is seen, so a
+test can check poses, intrinsics, resizing and the order of frames at once: the loaded camera must
+project the marker onto the disc of the loaded image.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from arguments_MoDE.config import ModelParams
+from scene import Scene, View, load_scene
+from scene.point_cloud import PointCloud, write_ply
+from utils.video import write_video
+
+SIZE = (64, 48)  # width, height
+RADIUS = 4.0  # of the disc, pixels
+
+
+@dataclass
+class RigCamera:
+    """Ground truth: OpenCV camera-to-world pose and intrinsics in pixels of SIZE."""
+
+    pose: np.ndarray
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def pixel(self, point: np.ndarray) -> np.ndarray:
+        """Where a world point lands; written out here independently of scene.cameras."""
+        x, y, z = self.pose[:3, :3].T @ (point - self.pose[:3, 3])
+        return np.array([self.fx * x / z + self.cx - 0.5, self.fy * y / z + self.cy - 0.5])
+
+
+def marker(time: float) -> np.ndarray:
+    """The moving point that every frame shows."""
+    return np.array([0.5 * math.sin(3 * time), 0.3 * math.cos(2 * time), 0.4 * time])
+
+
+def rig(count: int, *, around: bool = False, spread: float = 0.2) -> list[RigCamera]:
+    """Cameras 4 units from the origin that look near it: side by side, or all around it.
+
+    They are rolled and their focal lengths differ, so that nothing is right by symmetry.
+    """
+    cameras = []
+    for i in range(count):
+        angle = 2 * math.pi * i / count if around else spread * (i - (count - 1) / 2)
+        yaw, pitch, roll = angle, 0.1 * (-1) ** i, 0.03 * i
+        rotation = _rotation("y", yaw) @ _rotation("x", pitch) @ _rotation("z", roll)
+        pose = np.eye(4)
+        pose[:3, :3] = rotation
+        pose[:3, 3] = rotation @ [0.02 * i, 0.0, -4.0]
+        focal = 50.0 + 2 * i
+        cameras.append(RigCamera(pose, focal, focal, SIZE[0] / 2, SIZE[1] / 2))
+    return cameras
+
+
+def _rotation(axis: str, angle: float) -> np.ndarray:
+    c, s = math.cos(angle), math.sin(angle)
+    a, b = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    matrix = np.eye(3)
+    matrix[[a, b, a, b], [a, b, b, a]] = [c, c, -s, s]
+    return matrix
+
+
+def picture(camera: RigCamera, time: float, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """(H, W, 3) uint8: the disc at the marker's pixel, antialiased, on a gradient."""
+    y, x = np.mgrid[: size[1], : size[0]].astype(np.float64)
+    scale = size[0] / SIZE[0]
+    u, v = (camera.pixel(marker(time)) + 0.5) * scale - 0.5
+    disc = np.clip(RADIUS * scale + 0.5 - np.hypot(x - u, y - v), 0, 1)[..., None]
+    ground = np.stack([20 + 0 * x, 40 * x / size[0], 40 * y / size[1]], axis=-1)
+    return np.rint(ground * (1 - disc) + 255 * disc).astype(np.uint8)
+
+
+def disc_centre(image: np.ndarray) -> np.ndarray:
+    """Centroid (x, y) of the bright disc."""
+    weight = np.clip(image.astype(np.float64).min(axis=2) - 100, 0, None)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+def cloud(count: int = 200) -> PointCloud:
+    """Points in the unit box around the origin."""
+    rng = np.random.default_rng(0)
+    xyz = rng.uniform(-0.8, 0.8, (count, 3)).astype(np.float32)
+    return PointCloud(xyz, rng.integers(0, 256, (count, 3), dtype=np.uint8))
+
+
+def n3v_scene(
+    root: Path,
+    cameras: int = 4,
+    frames: int = 5,
+    *,
+    layout: str = "video",
+    size: tuple[int, int] = SIZE,
+) -> list[RigCamera]:
+    """Writes an N3V scene. ``layout``: video, images (images/camXX), nested (camXX/images), flat."""
+    root.mkdir(parents=True, exist_ok=True)
+    truth = rig(cameras)
+    for i, camera in enumerate(truth):
+        pictures = [picture(camera, frame_time(f, frames), size) for f in range(frames)]
+        if layout == "video":
+            write_video(root / f"cam{i:02d}.mp4", pictures, quality=10)
+        elif layout == "flat":
+            save(root / "images" / f"cam{i:02d}.png", pictures[0])
+        else:
+            parts = ("images", f"cam{i:02d}")
+            folder = root.joinpath(*(parts if layout == "images" else parts[::-1]))
+            for f, pixels in enumerate(pictures):
+                save(folder / f"{f:04d}.png", pixels)
+    np.save(root / "poses_bounds.npy", np.stack([llff_row(c) for c in truth]))
+    write_ply(root / "points3D_downsample.ply", cloud())
+    return truth
+
+
+def frame_time(index: int, count: int) -> float:
+    """Time at which a test scene's frame was drawn."""
+    return index / (count - 1) if count > 1 else 0.0
+
+
+def llff_row(camera: RigCamera) -> np.ndarray:
+    """(17,): axes down, right, backwards, the centre, (height, width, focal), near, far."""
+    right, down, forward, centre = camera.pose[:3].T
+    hwf = np.array([SIZE[1], SIZE[0], camera.fx])
+    matrix = np.stack([down, right, -forward, centre, hwf], axis=1)
+    return np.concatenate([matrix.ravel(), [2.0, 9.0]])
+
+
+def blender_scene(root: Path, frames: int = 8, *, cameras: int = 4) -> list[RigCamera]:
+    """Writes a D-NeRF scene: each frame from the next camera in turn; odd frames are the test set."""
+    truth = rig(cameras, around=True)
+    splits: dict[str, list] = {"train": [], "test": []}
+    for i in range(frames):
+        split, camera = ("test" if i % 4 == 3 else "train"), truth[i % cameras]
+        stem = f"./{split}/r_{i:04d}"
+        alpha = np.full((*SIZE[::-1], 1), 255, np.uint8)
+        pixels = picture(camera, frame_time(i, frames))
+        save(root / f"{stem}.png", np.concatenate([pixels, alpha], axis=2))
+        splits[split].append(
+            {
+                "file_path": stem,
+                "time": frame_time(i, frames),
+                "transform_matrix": (camera.pose @ np.diag([1, -1, -1, 1])).tolist(),
+                "fl_x": camera.fx,
+                "cx": camera.cx,
+                "cy": camera.cy,
+            }
+        )
+    for split, entries in splits.items():
+        write_json(root / f"transforms_{split}.json", {"camera_angle_x": 0.7, "frames": entries})
+    write_ply(root / "fused.ply", cloud())
+    return truth
+
+
+def panoptic_scene(root: Path, cameras: int = 5, frames: int = 4) -> list[RigCamera]:
+    """Writes a PanopticSports scene with off-centre principal points; camera 2 is the test camera."""
+    truth = rig(cameras, around=True)
+    for camera in truth:
+        camera.fy, camera.cx, camera.cy = camera.fx * 1.1, 30.0, 26.0
+    for split, ids in (("train", [i for i in range(cameras) if i != 2]), ("test", [2])):
+        meta: dict = {"w": SIZE[0], "h": SIZE[1], "k": [], "w2c": [], "fn": [], "cam_id": []}
+        for f in range(frames):
+            meta["cam_id"].append(ids)
+            meta["fn"].append([f"{i}/{f:06d}.png" for i in ids])
+            meta["k"].append([intrinsic_matrix(truth[i]) for i in ids])
+            meta["w2c"].append([np.linalg.inv(truth[i].pose).tolist() for i in ids])
+            for i in ids:
+                pixels = picture(truth[i], frame_time(f, frames))
+                save(root / "ims" / str(i) / f"{f:06d}.png", pixels)
+        write_json(root / f"{split}_meta.json", meta)
+    points = cloud()
+    data = np.concatenate([points.xyz, points.rgb / 255.0, np.ones((len(points), 1))], axis=1)
+    np.savez(root / "init_pt_cld.npz", data=data.astype(np.float32))
+    return truth
+
+
+def intrinsic_matrix(camera: RigCamera) -> list[list[float]]:
+    """3x3, as nested lists."""
+    return [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    """Writes an image by its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON; NaN as Python spells it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def edit_json(path: Path, change) -> None:
+    """Lets ``change`` alter the parsed file in place."""
+    value = json.loads(path.read_text())
+    change(value)
+    write_json(path, value)
+
+
+def load(root: Path, **settings) -> Scene:
+    """Loads a scene with `ModelParams` of these settings."""
+    return load_scene(ModelParams(source_path=str(root), **settings))
+
+
+def marker_error(view: View) -> float:
+    """Distance in pixels between the disc in the view's image and the marker's projection.
+
+    Blender-style scenes too: the marker follows `View.time`.
+    """
+    pixels, depth = view.camera.project(marker(view.time)[None])
+    assert depth[0] > 0
+    return float(np.linalg.norm(pixels[0] - disc_centre(view.image().numpy())))

@@ -1,0 +1,307 @@
+"""What a user's scene folder can have wrong: one `UserError` that names the file, in seconds."""
+
+from __future__ import annotations
+
+import time
+
+import builders
+import numpy as np
+import pytest
+
+from scene.point_cloud import PointCloud, write_ply
+from utils.errors import UserError
+
+
+def _refused(root, match: str, **settings) -> None:
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=match) as error:
+        builders.load(root, **settings)
+    assert "\n" not in str(error.value)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.fixture
+def n3v(tmp_path):
+    builders.n3v_scene(tmp_path, frames=12)
+    return tmp_path
+
+
+@pytest.fixture
+def frames(tmp_path):
+    builders.n3v_scene(tmp_path, frames=3, layout="images")
+    return tmp_path
+
+
+@pytest.fixture
+def blender(tmp_path):
+    builders.blender_scene(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def panoptic(tmp_path):
+    builders.panoptic_scene(tmp_path)
+    return tmp_path
+
+
+def _halve(path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+# Videos
+
+
+def test_video_cut_in_half(n3v):
+    _halve(n3v / "cam02.mp4")
+    _refused(n3v, "cam02.mp4")
+
+
+def test_video_of_random_bytes(n3v):
+    (n3v / "cam02.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    _refused(n3v, "cam02.mp4: not a readable video")
+
+
+def test_empty_video_file(n3v):
+    (n3v / "cam02.mp4").write_bytes(b"")
+    _refused(n3v, "cam02.mp4")
+
+
+def test_video_with_damage_in_the_middle_names_the_frame(n3v):
+    path = n3v / "cam02.mp4"
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat")
+    middle = (start + data.index(b"moov")) // 2
+    data[middle : middle + 400] = bytes(400)
+    path.write_bytes(data)
+    _refused(n3v, r"cam02.mp4: (frame \d+|ends after \d+)")
+
+
+# Poses
+
+
+def test_missing_video_reports_both_counts(n3v):
+    (n3v / "cam02.mp4").unlink()
+    _refused(n3v, "has 4 rows but .* has 3 cameras")
+
+
+def test_no_camera_at_all(n3v):
+    for path in n3v.glob("*.mp4"):
+        path.unlink()
+    _refused(n3v, "has 4 rows but .* has 0 cameras")
+
+
+def test_wrong_number_of_rows(n3v):
+    rows = np.load(n3v / "poses_bounds.npy")
+    np.save(n3v / "poses_bounds.npy", rows[:3])
+    _refused(n3v, "has 3 rows but .* has 4 cameras")
+
+
+@pytest.mark.parametrize("shape", [(4, 15), (4, 3, 5), (0, 17)])
+def test_wrong_shape_of_poses(n3v, shape):
+    np.save(n3v / "poses_bounds.npy", np.zeros(shape))
+    _refused(n3v, "poses_bounds.npy: has shape")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_poses_that_are_not_finite_name_the_row(n3v, value):
+    rows = np.load(n3v / "poses_bounds.npy")
+    rows[2, 3] = value
+    np.save(n3v / "poses_bounds.npy", rows)
+    _refused(n3v, "poses_bounds.npy: row 2 holds NaN")
+
+
+def test_poses_that_are_no_rotation(n3v):
+    np.save(n3v / "poses_bounds.npy", np.zeros((4, 17)))
+    _refused(n3v, "poses_bounds.npy: camera cam00")
+
+
+def test_mirrored_poses(n3v):
+    rows = np.load(n3v / "poses_bounds.npy")
+    rows[:, [0, 5, 10]] *= -1
+    np.save(n3v / "poses_bounds.npy", rows)
+    _refused(n3v, "cam00: its pose mirrors the world")
+
+
+def test_negative_focal_length(n3v):
+    rows = np.load(n3v / "poses_bounds.npy")
+    rows[1, 14] = -5
+    np.save(n3v / "poses_bounds.npy", rows)
+    _refused(n3v, "cam01 .*must be positive")
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr'"])
+def test_poses_file_that_is_no_array(n3v, content):
+    (n3v / "poses_bounds.npy").write_bytes(content)
+    _refused(n3v, "poses_bounds.npy")
+
+
+def test_poses_file_with_a_pickle_is_not_unpickled(n3v):
+    np.save(n3v / "poses_bounds.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    _refused(n3v, "poses_bounds.npy")
+
+
+def test_poses_file_that_claims_terabytes(n3v):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 17), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    (n3v / "poses_bounds.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + bytes(100))
+    _refused(n3v, "poses_bounds.npy")
+
+
+def test_cloud_in_another_frame_than_the_poses(n3v):
+    far = builders.cloud()
+    write_ply(n3v / "points3D_downsample.ply", PointCloud(far.xyz + [0, 0, -1000], far.rgb))
+    _refused(n3v, "poses_bounds.npy: no training camera sees any point")
+
+
+# Point clouds
+
+
+def test_empty_point_cloud_names_file_and_script(n3v):
+    empty = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
+    write_ply(n3v / "points3D_downsample.ply", empty)
+    _refused(n3v, r"points3D_downsample.ply: holds no points.*script/downsample_point.py")
+
+
+def test_missing_point_cloud_names_file_and_script(n3v):
+    (n3v / "points3D_downsample.ply").unlink()
+    _refused(n3v, r"points3D_downsample.ply: missing.*script/downsample_point.py")
+
+
+def test_point_cloud_cut_in_half(n3v):
+    _halve(n3v / "points3D_downsample.ply")
+    _refused(n3v, "points3D_downsample.ply: claims 200 vertex rows")
+
+
+def test_points_that_are_not_finite(n3v):
+    cloud = builders.cloud()
+    cloud.xyz[7, 1] = np.nan
+    write_ply(n3v / "points3D_downsample.ply", cloud)
+    _refused(n3v, "points3D_downsample.ply: 1 of 200 points")
+
+
+# Images
+
+
+def test_jpeg_cut_in_half(panoptic):
+    path = panoptic / "ims" / "1" / "000002.png"
+    jpeg = path.with_suffix(".jpg")
+    noise = np.random.default_rng(0).integers(0, 256, (*builders.SIZE[::-1], 3), dtype=np.uint8)
+    builders.save(jpeg, noise)
+    _halve(jpeg)
+    jpeg.rename(path)
+    _refused(panoptic, "1/000002.png: not a whole image")
+
+
+@pytest.mark.parametrize("layout", ["n3v", "blender"])
+def test_png_cut_in_half(layout, request):
+    root = request.getfixturevalue("frames" if layout == "n3v" else "blender")
+    path = root / ("images/cam03/0001.png" if layout == "n3v" else "test/r_0003.png")
+    _halve(path)
+    _refused(root, f"{path.name}: not a whole image")
+
+
+def test_frame_of_another_size(frames):
+    builders.save(frames / "images" / "cam01" / "0001.png", np.zeros((20, 20, 3), np.uint8))
+    _refused(frames, "cam01/0001.png: is 20 x 20 where 64 x 48")
+
+
+def test_missing_frame(panoptic):
+    (panoptic / "ims" / "3" / "000001.png").unlink()
+    _refused(panoptic, "3/000001.png: no such image")
+
+
+# JSON files
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("blender", "transforms_train.json"), ("panoptic", "train_meta.json")]
+)
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"frames": 4}', "[" * 100_000])
+def test_json_that_is_damaged_or_something_else(kind, name, content, request):
+    root = request.getfixturevalue(kind)
+    (root / name).write_text(content)
+    _refused(root, name)
+
+
+def _first(meta: dict) -> dict:
+    return meta["frames"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: _first(m).pop("transform_matrix"), "frame 0: transform_matrix"),
+        (lambda m: _first(m).update(transform_matrix=[[1, 2], [3, 4]]), "shape 4 x 4"),
+        (lambda m: _first(m).update(transform_matrix=[["x"] * 4] * 4), "transform_matrix"),
+        (lambda m: _first(m)["transform_matrix"][0].__setitem__(3, float("nan")), "NaN"),
+        (lambda m: _first(m).update(time=float("nan")), "frame 0: time"),
+        (lambda m: _first(m).update(time="now"), "frame 0: time"),
+        (lambda m: _first(m).update(time=-1), "frame 0: time"),
+        (lambda m: _first(m).update(fl_x=-3), "must be positive"),
+        (lambda m: _first(m).update(file_path=7), "frame 0: has no 'file_path'"),
+        (lambda m: _first(m).update(file_path="./train/none"), "frame 0: no image"),
+        (lambda m: m.update(frames=[]), "lists no frame"),
+        (lambda m: (m.pop("camera_angle_x"), _first(m).pop("fl_x")), "neither fl_x nor"),
+    ],
+)
+def test_faults_of_a_transforms_file(blender, change, match):
+    builders.edit_json(blender / "transforms_train.json", change)
+    _refused(blender, f"transforms_train.json.*{match}")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: m.pop("w2c"), "has no entry 'w2c'"),
+        (lambda m: m["k"].pop(), "frames listed"),
+        (lambda m: m["fn"][1].pop(), "frame 1 lists different numbers of cameras"),
+        (lambda m: [m[k][1].pop() for k in ("fn", "k", "w2c", "cam_id")], "every frame"),
+        (lambda m: m["k"][0].__setitem__(0, [1, 2]), "frame 0, camera 0: k"),
+        (lambda m: m["w2c"][2][1][0].__setitem__(0, float("nan")), "frame 2: camera cam01 .*NaN"),
+        (lambda m: m["cam_id"][0].__setitem__(0, "zero"), "cam_id must be a number"),
+        (lambda m: m["cam_id"][0].__setitem__(0, 1), "camera 1 is listed twice"),
+        (lambda m: m.update(w="wide"), "w, h"),
+        (lambda m: m.update(w=65), "is 64 x 48 where 65 x 48"),
+        (lambda m: m.update({k: [] for k in ("fn", "k", "w2c", "cam_id")}), "frames listed"),
+    ],
+)
+def test_faults_of_a_panoptic_file(panoptic, change, match):
+    builders.edit_json(panoptic / "train_meta.json", change)
+    _refused(panoptic, match)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
+def test_panoptic_cloud_that_is_no_archive(panoptic, content):
+    (panoptic / "init_pt_cld.npz").write_bytes(content)
+    _refused(panoptic, "init_pt_cld.npz")
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"other": np.zeros((5, 7))}, {"data": np.zeros((5, 3))}, {"data": np.zeros((0, 7))}]
+)
+def test_panoptic_cloud_without_points(panoptic, arrays):
+    np.savez(panoptic / "init_pt_cld.npz", **arrays)
+    _refused(panoptic, "init_pt_cld.npz")
+
+
+def test_panoptic_cloud_with_a_pickle_is_not_unpickled(panoptic):
+    np.savez(panoptic / "init_pt_cld.npz", data=np.array([{"a": 1}], dtype=object))
+    _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"start_frame": 12}, "--start_frame 12 leaves nothing of the 12 frames"),
+        ({"frame_step": 0}, "--frame_step"),
+        ({"duration": -1}, "--duration"),
+        ({"resolution": 0}, "--resolution 0"),
+        ({"test_cameras": ["0", "1", "2", "3"]}, "--test_cameras"),
+    ],
+)
+def test_settings_that_leave_nothing_name_the_flag(n3v, settings, match):
+    _refused(n3v, match, **settings)
