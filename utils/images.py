@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +26,10 @@ def list_images(folder: str | Path) -> list[Path]:
     return [Path(folder) / name for name in sorted(names, key=natural_key)]
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
+def natural_key(name: str) -> list[str | int]:
     """Sorting key that compares runs of digits as numbers: cam2 < cam10."""
-    key: list[tuple[int, int | str]] = []
-    text, digits = "", ""
-    for character in name + "\0":
-        if character.isascii() and character.isdigit():
-            digits += character
-            continue
-        if digits:
-            key += [(1, text), (0, int(digits))]
-            text, digits = "", ""
-        text += character
-    return [*key, (1, text)]
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn, so like meets like
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def check_image(path: str | Path) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Small scenes on disk in each format, and what is true of them.
 
-Every frame shows a dark gradient with one bright disc where the world point `marker(time)` is seen, so a
-test can check poses, intrinsics, resizing and the order of frames at once: the loaded camera must
-project the marker onto the disc of the loaded image.
+Every frame shows a dark gradient with one bright disc where the world point `marker(time)` is seen,
+so a test can check poses, intrinsics, resizing and the order of frames at once: the loaded camera
+must project the marker onto the disc of the loaded image.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def n3v_scene(
     layout: str = "video",
     size: tuple[int, int] = SIZE,
 ) -> list[RigCamera]:
-    """Writes an N3V scene. ``layout``: video, images (images/camXX), nested (camXX/images), flat."""
+    """Writes an N3V scene; layout video, images (images/camXX), nested (camXX/images) or flat."""
     root.mkdir(parents=True, exist_ok=True)
     truth = rig(cameras)
     for i, camera in enumerate(truth):
@@ -136,7 +136,7 @@ def llff_row(camera: RigCamera) -> np.ndarray:
 
 
 def blender_scene(root: Path, frames: int = 8, *, cameras: int = 4) -> list[RigCamera]:
-    """Writes a D-NeRF scene: each frame from the next camera in turn; odd frames are the test set."""
+    """Writes a D-NeRF scene: each frame from the next camera in turn, every fourth for testing."""
     truth = rig(cameras, around=True)
     splits: dict[str, list] = {"train": [], "test": []}
     for i in range(frames):
@@ -162,7 +162,7 @@ def blender_scene(root: Path, frames: int = 8, *, cameras: int = 4) -> list[RigC
 
 
 def panoptic_scene(root: Path, cameras: int = 5, frames: int = 4) -> list[RigCamera]:
-    """Writes a PanopticSports scene with off-centre principal points; camera 2 is the test camera."""
+    """Writes a PanopticSports scene with off-centre principal points; camera 2 is held out."""
     truth = rig(cameras, around=True)
     for camera in truth:
         camera.fy, camera.cx, camera.cy = camera.fx * 1.1, 30.0, 26.0

@@ -111,8 +111,7 @@ def test_missing_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     "name", ["scene3_collision", "scene5_rapid_motion", "scene7_deformation", "scene10_texture"]
 )
-def test_real_scenes_have_cameras_around_that_see_the_foreground(shared_data, name):
-    """The alpha channel tells what is object: its pixels' rays must pass near the scene's middle."""
+def test_real_scenes_have_cameras_that_see_the_middle(shared_data, name):
     scene = builders.load(shared_data / "dnerf_mujoco" / name, resolution=4, max_points=3000)
     centres = torch.stack([v.camera.camera_center for v in scene.train])
     assert torch.linalg.norm(centres - centres.mean(0), dim=1).max() * 1.1 == pytest.approx(
