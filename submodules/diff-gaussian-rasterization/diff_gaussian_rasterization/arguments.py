@@ -36,7 +36,9 @@ def check_dtype(tensors: Mapping[str, Tensor | None], dtype: torch.dtype) -> Non
         raise ValueError(f"means3D must be float32 or float64, not {dtype}")
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype != dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, but means3D is {dtype}: convert one of them")
+            raise ValueError(
+                f"{name} is {tensor.dtype}, but means3D is {dtype}: convert one of them"
+            )
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], batch: int) -> None:

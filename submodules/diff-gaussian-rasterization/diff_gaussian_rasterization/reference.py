@@ -121,7 +121,9 @@ def project_centres(camera: Camera, means: Tensor, means2d: Tensor | None) -> Te
 
 def tile_rectangles(camera: Camera, centre: Tensor, radius: Tensor) -> Tensor:
     """(N, 4) tiles within `radius` of the centre along each axis, rounded outwards."""
-    count = centre.new_tensor([(camera.width + TILE - 1) // TILE, (camera.height + TILE - 1) // TILE])
+    count = centre.new_tensor(
+        [(camera.width + TILE - 1) // TILE, (camera.height + TILE - 1) // TILE]
+    )
     low = ((centre - radius[:, None]) / TILE).clamp(min=centre.new_zeros(2), max=count)
     high = ((centre + radius[:, None] + TILE - 1) / TILE).clamp(min=centre.new_zeros(2), max=count)
     return torch.cat([low, high], -1).long()
@@ -145,7 +147,9 @@ def project(camera: Camera, means: Tensor, cov: Tensor, means2d: Tensor | None) 
     safe = torch.where(positive, det, torch.ones_like(det))
     tiles = tile_rectangles(camera, centre.detach().nan_to_num(), radius.nan_to_num())
     drawn = positive & (tiles[:, 2] > tiles[:, 0]) & (tiles[:, 3] > tiles[:, 1])
-    return Splats(centre, torch.stack([c, -b, a], -1) / safe[:, None], t[:, 2], radius, tiles, drawn)
+    return Splats(
+        centre, torch.stack([c, -b, a], -1) / safe[:, None], t[:, 2], radius, tiles, drawn
+    )
 
 
 def sh_basis(degree: int, d: Tensor) -> Tensor:

@@ -57,85 +57,83 @@ void sort_by_depth(const Buffer<double>& depths, std::vector<std::uint32_t>& ord
   });
 }
 
-// Calls visit(tx, ty, slot) for the splat's tiles in tile rows [begin, end), in a fixed order.
+// The drawn splats front to back, cut into one segment per thread.
+struct Order {
+  std::vector<std::uint32_t> splats;
+  int segments;
+  std::size_t begin(int segment) const { return splats.size() * segment / segments; }
+  std::size_t end(int segment) const { return begin(segment + 1); }
+};
+
+// Calls visit(i, slot, touch) for all tiles of all splats of a segment, front to back.
 template <typename S, typename Visit>
-void for_each_tile(const Footprint<S>& f, std::uint32_t slot, int begin, int end, Visit visit) {
-  if (f.rect.y0 >= end || f.rect.y1 <= begin) return;
-  const int stop = std::min(f.rect.y1, end);
-  for (int ty = f.rect.y0; ty < stop; ++ty) {
-    const Span span = tile_span(f, ty);
-    for (int tx = span.first; tx <= span.last; ++tx, ++slot) {
-      if (ty >= begin) visit(tx, ty, slot);
+void for_each_touch(const ViewState<S>& state, const Projected<S>& projected, const Order& order,
+                    int segment, Visit visit) {
+  const std::uint32_t* first_slot = state.first_slot.data();
+  const auto touches_of = [&](std::uint32_t i) {
+    const std::uint32_t chunk = i / kChunk;
+    return projected.touches[chunk].data() + (first_slot[i] - first_slot[chunk * kChunk]);
+  };
+  const std::size_t end = order.end(segment);
+  for (std::size_t k = order.begin(segment); k < end; ++k) {
+    if (k + 2 * kAhead < end) prefetch(first_slot + order.splats[k + 2 * kAhead]);
+    if (k + kAhead < end) prefetch(touches_of(order.splats[k + kAhead]));
+    const std::uint32_t i = order.splats[k];
+    const Touch* touch = touches_of(i);
+    for (std::uint32_t slot = first_slot[i]; slot < first_slot[i + 1]; ++slot, ++touch) {
+      visit(i, slot, *touch);
     }
   }
 }
 
-// Tile rows [begin, end) of band `band`.
-struct Bands {
-  int count, rows;
-  int begin(int band) const { return static_cast<int>(std::int64_t(band) * rows / count); }
-  int end(int band) const { return begin(band + 1); }
-};
-
-template <typename S>
-void count_tiles(const ViewState<S>& state, const std::vector<std::uint32_t>& order, int tiles_x,
-                 int begin, int end, std::uint32_t* count) {
-  std::fill(count + begin * tiles_x, count + end * tiles_x, 0u);
-  for (const std::uint32_t i : order) {
-    for_each_tile(state.footprints[i], 0, begin, end,
-                  [&](int tx, int ty, std::uint32_t) { ++count[ty * tiles_x + tx]; });
+// From the counts per (segment, tile) to the place of each segment's first pair in each tile.
+void place_segments(int segments, int tiles, std::vector<std::uint32_t>& cursor,
+                    Buffer<std::uint32_t>& tile_start) {
+  tile_start.resize(tiles + 1);
+  std::uint32_t total = 0;
+  for (int t = 0; t < tiles; ++t) {
+    tile_start[t] = total;
+    for (int s = 0; s < segments; ++s) {
+      total += std::exchange(cursor[std::size_t(s) * tiles + t], total);
+    }
+    if (total - tile_start[t] >= (1u << 24)) {
+      throw std::length_error("more than 2^24 splats in one tile");
+    }
   }
-}
-
-std::uint16_t row_bits(Span span) {
-  if (span.first > span.last) return 0;
-  return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
-}
-
-template <typename S>
-void list_pairs(ViewState<S>& state, const std::vector<std::uint32_t>& order, int tiles_x,
-                int begin, int end, std::uint32_t* cursor) {
-  for (const std::uint32_t i : order) {
-    const Footprint<S>& f = state.footprints[i];
-    for_each_tile(f, state.first_slot[i], begin, end, [&](int tx, int ty, std::uint32_t slot) {
-      const std::uint32_t at = cursor[ty * tiles_x + tx]++;
-      state.pairs[at] = {i, slot};
-      state.rows[at] = row_bits(row_span(f, tx, ty));
-    });
-  }
+  tile_start[tiles] = total;
 }
 
 }  // namespace
 
 template <typename S>
-void bin_view(const Inputs<S>& in, int threads, const Buffer<S>& depths, ViewState<S>& state) {
-  const int tiles_x = in.tiles_x(), tiles_y = in.tiles_y(), tiles = tiles_x * tiles_y;
-  std::vector<std::uint32_t> order;
-  list_drawn(state, in.gaussians, order);
-  sort_by_depth(depths, order);
+void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
+              ViewState<S>& state) {
+  const int tiles = in.tiles_x() * in.tiles_y();
+  Order order{{}, threads};
+  list_drawn(state, in.gaussians, order.splats);
+  sort_by_depth(projected.depths, order.splats);
 
-  const Bands bands{std::min(tiles_y, 4 * threads), tiles_y};
-  std::vector<std::uint32_t> cursor(tiles);
-  parallel_for(bands.count, threads, [&](int b, int) {
-    count_tiles(state, order, tiles_x, bands.begin(b), bands.end(b), cursor.data());
+  std::vector<std::uint32_t> cursors(std::size_t(threads) * tiles, 0);
+  parallel_for(threads, threads, [&](int s, int) {
+    std::uint32_t* count = cursors.data() + std::size_t(s) * tiles;
+    for_each_touch(state, projected, order, s,
+                   [&](std::uint32_t, std::uint32_t, Touch touch) { ++count[touch.tile]; });
   });
-  state.tile_start.resize(tiles + 1);
-  std::uint32_t total = 0;
-  for (int t = 0; t < tiles; ++t) {
-    if (cursor[t] >= (1u << 24)) throw std::length_error("more than 2^24 splats in one tile");
-    state.tile_start[t] = total;
-    total += cursor[t];
-    cursor[t] = state.tile_start[t];
-  }
-  state.tile_start[tiles] = total;
-  state.pairs.resize(total);
-  state.rows.resize(total);
-  parallel_for(bands.count, threads, [&](int b, int) {
-    list_pairs(state, order, tiles_x, bands.begin(b), bands.end(b), cursor.data());
+  place_segments(threads, tiles, cursors, state.tile_start);
+  state.pairs.resize(state.tile_start[tiles]);
+  state.rows.resize(state.tile_start[tiles]);
+  parallel_for(threads, threads, [&](int s, int) {
+    std::uint32_t* cursor = cursors.data() + std::size_t(s) * tiles;
+    for_each_touch(state, projected, order, s,
+                   [&](std::uint32_t i, std::uint32_t slot, Touch touch) {
+                     const std::uint32_t at = cursor[touch.tile]++;
+                     state.pairs[at] = {i, slot};
+                     state.rows[at] = touch.rows;
+                   });
   });
 }
 
-template void bin_view(const Inputs<float>&, int, const Buffer<float>&, ViewState<float>&);
-template void bin_view(const Inputs<double>&, int, const Buffer<double>&, ViewState<double>&);
+template void bin_view(const Inputs<float>&, int, const Projected<float>&, ViewState<float>&);
+template void bin_view(const Inputs<double>&, int, const Projected<double>&, ViewState<double>&);
 
 }  // namespace gr

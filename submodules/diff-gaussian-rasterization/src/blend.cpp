@@ -29,10 +29,12 @@ struct Tile {
   }
 
   bool row_goes_on(int y) const {
-    for (int x = 0; x < kTile; ++x) {
-      if (transmittance[y * kTile + x] > S(0)) return true;
+    bool on = false;
+    for (int x = 0; x < kTile; x += Pack<S>::lanes) {
+      on |= any(at_least(load(transmittance + y * kTile + x, Pack<S>()),
+                         broadcast(S(0), Pack<S>())));
     }
-    return false;
+    return on;
   }
 };
 
@@ -49,17 +51,19 @@ inline void blend_group(Tile<S>& tile, const SplatRow<S>& splat, const S* featur
   const P weight = min(raw, broadcast(S(kMaxAlpha), P())) * t;
   const P next = t - weight;
   const auto goes_on = at_least(next, broadcast(S(kMinTransmittance), P()));
-  const auto drawn = both(seen, goes_on), stopped = without(seen, goes_on);
+  const P zero = broadcast(S(0), P());
+  const auto drawn = both(seen, goes_on);
+  const auto stops = both(without(seen, goes_on), at_least(t, zero));
   P left = select(drawn, next, t);
-  if (any(stopped)) {
-    left = select(stopped, broadcast(S(0), P()) - abs(t), left);
+  if (any(stops)) {
+    left = select(stops, zero - t, left);
     store(tile.transmittance + at, left);
     if (!tile.row_goes_on(y)) tile.live &= ~(1u << y);
-    if (!any(drawn)) return;
   }
+  if (!any(drawn)) return;
   store(tile.transmittance + at, left);
   store(tile.last + at, select(drawn, position, load(tile.last + at, P())));
-  const P w = select(drawn, weight, broadcast(S(0), P()));
+  const P w = select(drawn, weight, zero);
   const int count = K > 0 ? K : features;
   for (int k = 0; k < count; ++k) {
     S* sum = tile.sums + k * kTilePixels + at;
@@ -73,10 +77,10 @@ void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, 
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   tile.start(in.features(), in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
   for (std::uint32_t p = first; p < end && tile.live != 0; ++p) {
+    if (p + kAhead < end) prefetch(state.record(p + kAhead));
     std::uint32_t rows = state.rows[p] & tile.live;
     if (rows == 0) continue;
-    const S* record =
-        state.records.data() + std::size_t(state.pairs[p].gaussian) * state.record_stride;
+    const S* record = state.record(p);
     const SplatRow<S> splat(record, tx, ty);
     const Pack<S> position = broadcast(S(p - first), Pack<S>());
     for (int y = 0; rows != 0; ++y, rows >>= 1) {

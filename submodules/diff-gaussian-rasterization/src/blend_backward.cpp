@@ -126,8 +126,7 @@ void gather_splat(const Kernel<S>& kernel, TileBack<S>& tile, int tx, int ty, st
   using P = Pack<S>;
   std::uint32_t rows = kernel.state.rows[p];
   const Pair pair = kernel.state.pairs[p];
-  const S* record =
-      kernel.state.records.data() + std::size_t(pair.gaussian) * kernel.state.record_stride;
+  const S* record = kernel.state.record(p);
   const SplatRow<S> splat(record, tx, ty);
   const P zero = broadcast(S(0), P()), position = broadcast(S(place), P());
   Gathered<S> gathered[kGroups<S>];
@@ -166,6 +165,7 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
     tile.gradient = gradients.data() + per_thread * worker;
     Pack<S>* sums = feature_sums.data() + std::size_t(kernel.features) * worker;
     for (int place = kernel.start(tx, ty, tile) - 1; place >= 0; --place) {
+      if (place >= int(kAhead)) prefetch(kernel.state.record(first + place - kAhead));
       gather_splat<S, K>(kernel, tile, tx, ty, first + place, place, sums, pairs);
     }
   });

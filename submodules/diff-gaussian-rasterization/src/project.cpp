@@ -11,10 +11,6 @@
 namespace gr {
 namespace {
 
-constexpr int kChunk = 512;  // Gaussians handed to a thread at a time
-
-int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
-
 // Colour channels of Gaussian i into `features`; false if one is not finite.
 template <typename S>
 bool color_features(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
@@ -47,64 +43,83 @@ void geometry_record(const Splat<S>& splat, S opacity, S* record) {
   record[kOpacity] = opacity;
 }
 
-template <typename S>
-int count_tiles(const Footprint<S>& f) {
-  int count = 0;
-  for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
-    const Span span = tile_span(f, ty);
-    count += std::max(span.last - span.first + 1, 0);
-  }
-  return count;
+std::uint16_t row_bits(Span span) {
+  if (span.first > span.last) return 0;
+  return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
 }
 
-// Returns the number of tiles to draw the Gaussian in.
+// Appends the tiles that the footprint touches.
 template <typename S>
-int project_one(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
-                ViewState<S>& state, std::int32_t& radius, S& depth) {
-  radius = 0;
+void list_touches(const Footprint<S>& f, int tiles_x, std::vector<Touch>& touches) {
+  for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
+    const Span span = tile_span(f, ty);
+    for (int tx = span.first; tx <= span.last; ++tx) {
+      const std::uint16_t rows = row_bits(row_span(f, tx, ty));
+      if (rows != 0) touches.push_back({static_cast<std::uint32_t>(ty * tiles_x + tx), rows});
+    }
+  }
+}
+
+// Writes the record of a Gaussian and lists its tiles; returns its radius, 0 if it is culled.
+template <typename S>
+std::int32_t project_one(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                         S* record, S& depth, std::vector<Touch>& touches) {
   const Vec3<S> mean = input_mean(in, v, i);
   const S opacity = in.opacities.at(v)[i];
   Splat<S> splat;
   if (!is_finite(opacity) || !project(camera, mean, input_covariance(in, v, i), splat)) return 0;
   const TileRect rect = tile_rect(splat, in.tiles_x(), in.tiles_y());
   if (is_empty(rect)) return 0;
-  S* record = state.records.data() + i * state.record_stride;
   if (!color_features(in, v, i, camera, mean, record + kGeometry)) return 0;
-  record[kGeometry + in.channels] = splat.depth;
+  record[kGeometry + in.channels] = depth = splat.depth;
   geometry_record(splat, opacity, record);
-  radius = static_cast<std::int32_t>(splat.radius);
-  depth = splat.depth;
-  state.footprints[i] = footprint(splat, opacity, rect);
-  return count_tiles(state.footprints[i]);
+  list_touches(footprint(splat, opacity, rect), in.tiles_x(), touches);
+  return static_cast<std::int32_t>(splat.radius);
+}
+
+// From numbers of tiles to their running sum.
+void accumulate_slots(Buffer<std::uint32_t>& first_slot, int n) {
+  std::uint64_t total = 0;
+  for (int i = 0; i <= n; ++i) {
+    const std::uint32_t count = i < n ? first_slot[i] : 0;
+    first_slot[i] = static_cast<std::uint32_t>(total);
+    total += count;
+  }
+  if (total > 0xffffffffu) throw std::length_error("more than 2^32 splat-tile pairs in one view");
+}
+
+// Features start at a multiple of 16 bytes; the record of a float RGB splat is one cache line.
+int record_stride(int features) {
+  const int stride = (kGeometry + features + 3) / 4 * 4;
+  return stride == 12 ? 16 : stride;
 }
 
 }  // namespace
 
 template <typename S>
 void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
-                  std::int32_t* radii, Buffer<S>& depths) {
+                  std::int32_t* radii, Projected<S>& projected) {
   const int n = in.gaussians;
-  state.record_stride = (kGeometry + in.features() + 3) / 4 * 4;
-  if (state.record_stride == 12) state.record_stride = 16;  // one cache line for float RGB
+  state.record_stride = record_stride(in.features());
   state.records.resize(static_cast<std::size_t>(n) * state.record_stride);
-  state.footprints.resize(n);
   state.first_slot.resize(n + 1);
-  depths.resize(n);
+  projected.depths.resize(n);
+  if (static_cast<int>(projected.touches.size()) < chunk_count(n)) {
+    projected.touches.resize(chunk_count(n));
+  }
   const Camera<S> camera = in.camera(v);
   parallel_for(chunk_count(n), threads, [&](int chunk, int) {
+    std::vector<Touch>& touches = projected.touches[chunk];
+    touches.clear();
     const int end = std::min(n, (chunk + 1) * kChunk);
     for (int i = chunk * kChunk; i < end; ++i) {
-      state.first_slot[i] = static_cast<std::uint32_t>(
-          project_one(in, v, i, camera, state, radii[i], depths[i]));
+      const std::size_t before = touches.size();
+      S* record = state.records.data() + std::size_t(i) * state.record_stride;
+      radii[i] = project_one(in, v, i, camera, record, projected.depths[i], touches);
+      state.first_slot[i] = static_cast<std::uint32_t>(touches.size() - before);
     }
   });
-  std::uint64_t total = 0;
-  for (int i = 0; i <= n; ++i) {
-    const std::uint32_t count = i < n ? state.first_slot[i] : 0;
-    state.first_slot[i] = static_cast<std::uint32_t>(total);
-    total += count;
-  }
-  if (total > 0xffffffffu) throw std::length_error("more than 2^32 splat-tile pairs in one view");
+  accumulate_slots(state.first_slot, n);
 }
 
 // ------------------------------------------------------------------------------------- backward
@@ -259,7 +274,7 @@ void mark_visible(const S* positions, const S* view, int count, bool* visible) {
 
 #define GR_INSTANTIATE(S)                                                                        \
   template void project_view(const Inputs<S>&, int, int, ViewState<S>&, std::int32_t*,           \
-                             Buffer<S>&);                                                        \
+                             Projected<S>&);                                                     \
   template void project_view_backward(const Inputs<S>&, int, int, const ViewState<S>&,           \
                                       const PairGradients<S>&, bool, const InputGradients<S>&);  \
   template void mark_visible(const S*, const S*, int, bool*);

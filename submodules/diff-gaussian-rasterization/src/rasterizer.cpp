@@ -46,15 +46,15 @@ RenderState<S>::~RenderState() {
 template <typename S>
 std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, int threads) {
   auto state = std::make_unique<RenderState<S>>();
-  Buffer<S> depths = Spares<Buffer<S>>::take();
+  Projected<S> projected = Spares<Projected<S>>::take();
   for (int v = 0; v < in.views; ++v) {
     state->views.push_back(Spares<ViewState<S>>::take());
     ViewState<S>& view = state->views.back();
-    project_view(in, v, threads, view, out.radii + std::int64_t(v) * in.gaussians, depths);
-    bin_view(in, threads, depths, view);
+    project_view(in, v, threads, view, out.radii + std::int64_t(v) * in.gaussians, projected);
+    bin_view(in, threads, projected, view);
     blend_view(in, v, threads, view, out);
   }
-  Spares<Buffer<S>>::give(std::move(depths));
+  Spares<Projected<S>>::give(std::move(projected));
   return state;
 }
 
