@@ -1,12 +1,12 @@
-"""Rasteriser speed on a real point cloud: 138,766 Gaussians at 648x420, spherical harmonics of degree 3.
+"""Speed of the rasteriser: 138,766 Gaussians of a real scene at 648x420, harmonics of degree 3.
 
 Claim: on two cores, forward under 100 ms and forward + backward under 400 ms.
 
     python benchmarks/rasterizer_garden.py --data garden.npz --threads 2
 
-The file holds `means3d` (N, 3), `colors` (N, 3) uint8, `viewmats` (V, 4, 4), `Ks` (V, 3, 3), `width`
-and `height`. Scales are the root mean squared distance to the three nearest neighbours, opacity is
-0.6. Prints one JSON object; times are medians over `--runs`, over all the cameras of the file.
+The file holds `means3d` (N, 3), `colors` (N, 3) uint8, `viewmats` (V, 4, 4), `Ks` (V, 3, 3),
+`width` and `height`. Scales are the root mean squared distance to the three nearest neighbours,
+opacity is 0.6. Prints one JSON object; times are medians over `--runs`, over all its cameras.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of what a caller hands to the rasteriser: every mistake is a `ValueError` that names it."""
+"""Checks of what a caller hands over: every mistake is a `ValueError` that names the argument."""
 
 from __future__ import annotations
 

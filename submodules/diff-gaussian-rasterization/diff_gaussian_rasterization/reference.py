@@ -1,4 +1,4 @@
-"""The rasteriser in plain PyTorch: what is drawn, said as simply as possible, and the tests' oracle.
+"""The rasteriser in plain PyTorch: what is drawn, said simply; the oracle of the tests.
 
 Each function works on one camera and N Gaussians; `rasterize` loops over views. Every Gaussian is
 blended over the whole image with masks, so it is slow, and readable. The gradients are autograd's,

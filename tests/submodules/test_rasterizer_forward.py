@@ -1,0 +1,182 @@
+"""What the rasteriser draws: against its plain PyTorch twin and against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from rasterizer_scenes import random_cameras, random_gaussians
+
+from diff_gaussian_rasterization import rasterize, reference
+
+# Colours and alpha are of order 1; depths of order 5, sums of several hundred terms.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def assert_same_images(actual, expected, tolerance: float) -> None:
+    for name in ("color", "alpha", "depth"):
+        a, e = getattr(actual, name), getattr(expected, name)
+        assert a.shape == e.shape, name
+        assert float((a - e).abs().max()) <= tolerance * max(1.0, float(e.abs().max())), name
+    assert torch.equal(actual.radii, expected.radii)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sh_degree", [0, 1, 2, 3])
+def test_spherical_harmonics_match_the_twin(dtype, sh_degree):
+    gaussians = random_gaussians(80, dtype=dtype)
+    cameras = random_cameras(dtype=dtype, sh_degree=sh_degree)
+    assert_same_images(
+        rasterize(**gaussians, **cameras),
+        reference.rasterize(**gaussians, **cameras),
+        TOLERANCE[dtype],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3, 7, 32])
+def test_any_number_of_channels_matches_the_twin(dtype, channels):
+    gaussians = random_gaussians(60, dtype=dtype, channels=channels)
+    cameras = random_cameras(dtype=dtype, channels=channels)
+    assert_same_images(
+        rasterize(**gaussians, **cameras),
+        reference.rasterize(**gaussians, **cameras),
+        TOLERANCE[dtype],
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 15), (33, 64), (5, 100)])
+def test_sizes_that_do_not_fit_the_tiles_match_the_twin(size):
+    gaussians = random_gaussians(40, dtype=torch.float64)
+    cameras = random_cameras(width=size[0], height=size[1], dtype=torch.float64)
+    assert_same_images(
+        rasterize(**gaussians, **cameras), reference.rasterize(**gaussians, **cameras), 1e-12
+    )
+
+
+def test_precomputed_covariance_and_scale_modifier_match_the_twin():
+    cameras = random_cameras(dtype=torch.float64)
+    given = random_gaussians(60, dtype=torch.float64, precomputed_cov=True)
+    assert_same_images(
+        rasterize(**given, **cameras), reference.rasterize(**given, **cameras), 1e-12
+    )
+    scaled = random_gaussians(60, dtype=torch.float64)
+    assert_same_images(
+        rasterize(**scaled, **cameras, scale_modifier=1.7),
+        reference.rasterize(**scaled, **cameras, scale_modifier=1.7),
+        1e-12,
+    )
+
+
+@pytest.mark.parametrize("scale", [0.003, 0.5, 3.0])
+def test_tiny_and_huge_splats_match_the_twin(scale):
+    gaussians = random_gaussians(50, dtype=torch.float64)
+    with torch.no_grad():
+        gaussians["scales"].mul_(scale / 0.1)
+    cameras = random_cameras(dtype=torch.float64)
+    assert_same_images(
+        rasterize(**gaussians, **cameras), reference.rasterize(**gaussians, **cameras), 1e-12
+    )
+
+
+def test_opaque_layers_stop_every_pixel_like_the_twin():
+    gaussians = random_gaussians(300, dtype=torch.float64)
+    with torch.no_grad():
+        gaussians["opacities"].copy_(0.9 + 0.1 * gaussians["opacities"])
+        gaussians["scales"].mul_(3)
+    cameras = random_cameras(dtype=torch.float64)
+    out = rasterize(**gaussians, **cameras)
+    assert float((1 - out.alpha).median()) < 1e-3
+    assert_same_images(out, reference.rasterize(**gaussians, **cameras), 1e-12)
+
+
+def one_gaussian(opacity: float, mean=(0.0, 0.0, 2.0), scale: float = 0.1) -> dict:
+    dtype = torch.float64
+    return dict(
+        means3D=torch.tensor([[mean]], dtype=dtype),
+        opacities=torch.tensor([[[opacity]]], dtype=dtype),
+        colors=torch.tensor([[[0.2, 0.5, 0.9]]], dtype=dtype),
+        scales=torch.full((1, 1, 3), scale, dtype=dtype),
+        rotations=torch.tensor([[[1.0, 0, 0, 0]]], dtype=dtype),
+    )
+
+
+def straight_camera(width: int = 32, height: int = 32, focal: float = 40.0) -> dict:
+    """At the origin, looking along z; the axis hits pixel ((width - 1) / 2, (height - 1) / 2)."""
+    dtype = torch.float64
+    projection = torch.zeros(4, 4, dtype=dtype)
+    projection[0, 0], projection[1, 1] = 2 * focal / width, 2 * focal / height
+    projection[2, 2] = projection[3, 2] = 1
+    return dict(
+        viewmatrices=torch.eye(4, dtype=dtype)[None],
+        projmatrices=projection.T[None].contiguous(),
+        camposs=torch.zeros(1, 3, dtype=dtype),
+        tanfov=torch.tensor([[width / (2 * focal), height / (2 * focal)]], dtype=dtype),
+        width=width,
+        height=height,
+        background=torch.tensor([1.0, 0.0, 0.5], dtype=dtype),
+    )
+
+
+def test_one_gaussian_is_its_closed_form():
+    out = rasterize(**one_gaussian(0.7), **straight_camera())
+    variance = (0.1 * 40 / 2) ** 2 + 0.3
+    grid = torch.arange(32, dtype=torch.float64) - 15.5
+    squared = grid[:, None] ** 2 + grid[None, :] ** 2
+    alpha = 0.7 * torch.exp(-0.5 * squared / variance)
+    alpha = torch.where(alpha < 1 / 255, 0, alpha)
+    assert torch.allclose(out.alpha[0, 0], alpha, atol=1e-7)
+    assert torch.allclose(out.depth[0, 0], 2 * alpha, atol=1e-7)
+    expected = 0.2 * alpha + 1.0 * (1 - alpha)
+    assert torch.allclose(out.color[0, 0], expected, atol=1e-7)
+    assert out.radii.tolist() == [[math.ceil(3 * math.sqrt(variance + math.sqrt(0.1)))]]
+
+
+def test_alpha_is_capped_at_99_percent():
+    out = rasterize(**one_gaussian(1.0, mean=(0.025, 0.025, 2.0)), **straight_camera())
+    assert float(out.alpha.max()) == pytest.approx(0.99, abs=1e-12)
+
+
+def test_depth_order_not_list_order_decides():
+    front, back = one_gaussian(0.9, (0, 0, 1.0)), one_gaussian(0.9, (0, 0, 3.0))
+    back["colors"] = back["colors"].flip(-1)
+    joined = {k: torch.cat([back[k], front[k]], dim=1) for k in front}
+    swapped = {k: torch.cat([front[k], back[k]], dim=1) for k in front}
+    a = rasterize(**joined, **straight_camera())
+    b = rasterize(**swapped, **straight_camera())
+    assert torch.equal(a.color, b.color)
+    centre = a.color[0, :, 16, 16]
+    assert centre[0] < centre[2]
+
+
+def test_no_gaussians_and_none_visible_show_the_background():
+    camera = straight_camera()
+    empty = {k: v[:, :0] for k, v in one_gaussian(0.5).items()}
+    behind = one_gaussian(0.5, (0, 0, -2.0))
+    for gaussians in (empty, behind):
+        leaves = {k: v.clone().requires_grad_() for k, v in gaussians.items()}
+        out = rasterize(**leaves, **camera)
+        assert torch.equal(
+            out.color, camera["background"][None, :, None, None].expand_as(out.color)
+        )
+        assert not out.alpha.any() and not out.depth.any() and not out.radii.any()
+        out.color.sum().backward()
+        assert all(not leaf.grad.any() for leaf in leaves.values())
+
+
+def test_a_batch_is_the_same_as_a_loop():
+    shared = random_gaussians(70, dtype=torch.float64)
+    own = random_gaussians(70, dtype=torch.float64, batch=3, seed=5)
+    mixed = dict(shared, means3D=own["means3D"], shs=own["shs"])
+    cameras = random_cameras(3, dtype=torch.float64)
+    per_view = ("viewmatrices", "projmatrices", "camposs", "tanfov")
+    for gaussians in (shared, own, mixed):
+        batch = rasterize(**gaussians, **cameras)
+        for v in range(3):
+            single = rasterize(
+                **{k: t[v : v + 1] if t.shape[0] > 1 else t for k, t in gaussians.items()},
+                **{k: c[v : v + 1] if k in per_view else c for k, c in cameras.items()},
+            )
+            for whole, part in zip(batch, single, strict=True):
+                assert torch.equal(whole[v], part[0])
