@@ -72,6 +72,8 @@ def test_odd_sizes_are_padded_by_their_edge(tmp_path):
     read = np.stack(list(read_video(tmp_path / "a.mp4")))
     assert read.shape == (3, 48, 64, 3)
     assert np.abs(read[:, :47, :63].astype(float) - np.stack(frames)).mean() < 3
+    assert np.abs(read[:, 47].astype(float) - read[:, 46]).mean() < 10
+    assert np.abs(read[:, :, 63].astype(float) - read[:, :, 62]).mean() < 10
 
 
 def test_a_generator_that_fails_leaves_the_old_file(clip):
@@ -134,6 +136,27 @@ def test_damaged_frame_is_named_by_its_index(clip):
     clip.write_bytes(data)
     with pytest.raises(UserError, match=r"clip.mp4: frame \d+ (is damaged|cannot be decoded)"):
         list(read_video(clip))
+
+
+def test_damage_that_the_decoder_conceals_is_still_reported(clip):
+    """Random bytes inside a frame: the decoder goes on and only flags it. A few decode as data."""
+    whole = clip.read_bytes()
+    with av.open(str(clip)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size > 60]
+    messages = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        position, size = packets[seed % len(packets)]
+        data = bytearray(whole)
+        start = position + size // 3
+        data[start : position + size] = rng.bytes(position + size - start)
+        clip.write_bytes(data)
+        try:
+            list(read_video(clip))
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) >= 6
+    assert any("is damaged" in message for message in messages)
 
 
 def _fast_start(source, target) -> None:

@@ -76,6 +76,13 @@ def test_extent_of_a_single_camera_comes_from_the_cloud(tmp_path):
     assert 0.5 < scene.extent < 2.0
 
 
+def test_extent_is_the_farthest_training_camera_from_their_mean(tmp_path):
+    truth = builders.n3v_scene(tmp_path, cameras=4)
+    centres = np.stack([c.pose[:3, 3] for c in truth[1:]])
+    farthest = np.linalg.norm(centres - centres.mean(axis=0), axis=1).max()
+    assert builders.load(tmp_path).extent == pytest.approx(1.1 * farthest, rel=1e-5)
+
+
 def test_bbox_is_that_of_the_points(tmp_path):
     builders.n3v_scene(tmp_path)
     scene = builders.load(tmp_path)

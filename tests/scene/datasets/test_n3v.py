@@ -60,8 +60,9 @@ def test_marker_stays_in_place_at_other_resolutions(tmp_path, resolution):
     assert max(builders.marker_error(view) for view in scene.train) < 0.3
 
 
-def test_clip_settings_choose_frames_of_a_video(tmp_path):
-    builders.n3v_scene(tmp_path, frames=9)
+@pytest.mark.parametrize("layout", ["video", "images"])
+def test_clip_settings_choose_frames(tmp_path, layout):
+    builders.n3v_scene(tmp_path, frames=9, layout=layout)
     scene = builders.load(tmp_path, start_frame=1, frame_step=3, duration=2)
     assert scene.times == [0.0, 1.0]
     full = builders.load(tmp_path)
