@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import utils.threads  # noqa: F401  (before torch)
 from training.rendering import render_main
 from utils.errors import cli
 

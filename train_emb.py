@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import utils.threads  # noqa: F401  (before torch)
 from training.launch import train_main
 from utils.errors import cli
 
