@@ -195,7 +195,7 @@ class FrameStore:
 
 def _progress(total: int, what: str) -> tqdm:
     """A bar that appears only if decoding takes more than two seconds."""
-    return tqdm(total=total, desc=f"decoding {what}", unit="frame", delay=2, leave=False)
+    return tqdm(total=total, desc=f"decoding {what}", unit="frame", delay=2, mininterval=1)
 
 
 class _Spool:

@@ -41,7 +41,7 @@ def load(root: Path, model: ModelParams) -> Capture:
     """
     poses_file = root / MARKER
     rows = _read_rows(poses_file)
-    found = find_cameras(root, model.images)
+    found = find_cameras(root, model.images, len(rows))
     if len(found) != len(rows):
         raise UserError(
             f"{poses_file}: has {len(rows)} rows but {root} has {len(found)} cameras (videos or "
@@ -90,18 +90,26 @@ def _camera(name: str, row: np.ndarray, size: tuple[int, int]) -> Camera:
     return camera_from_pose(name, size, (focal * sx, focal * sy, size[0] / 2, size[1] / 2), pose)
 
 
-def find_cameras(root: Path, images_folder: str) -> dict[str, Path]:
-    """Camera name -> its video, folder of frames or single image, in natural order of names."""
-    found: dict[str, Path] = {}
+def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
+    """Camera name -> its video, folder of frames or single image, in natural order of names.
+
+    The first kind of which there are ``count`` cameras; if there is none, the kind with the most.
+    """
     extracted = root / images_folder
-    if extracted.is_dir():
-        found |= {path.stem: path for path in images.list_images(extracted)}
-        found |= {p.name: p for p in extracted.iterdir() if p.is_dir() and images.list_images(p)}
-    for folder in root.glob(f"cam*/{images_folder}"):
-        if folder.is_dir() and images.list_images(folder):
-            found[folder.parent.name] = folder
-    found |= {p.stem: p for p in root.glob("cam*") if p.suffix.lower() in video.SUFFIXES}
+    inside = list(extracted.iterdir()) if extracted.is_dir() else []
+    kinds = [
+        {p.stem: p for p in root.glob("cam*") if p.suffix.lower() in video.SUFFIXES},
+        {p.name: p for p in inside if _holds_frames(p)},
+        {p.parent.name: p for p in root.glob(f"cam*/{images_folder}") if _holds_frames(p)},
+        {p.stem: p for p in inside if p.suffix.lower() in images.SUFFIXES},
+    ]
+    complete = (found for found in kinds if len(found) == count)
+    found = next(complete, None) or max(kinds, key=len)
     return {name: found[name] for name in sorted(found, key=images.natural_key)}
+
+
+def _holds_frames(folder: Path) -> bool:
+    return folder.is_dir() and bool(images.list_images(folder))
 
 
 def _probe(path: Path) -> tuple[tuple[int, int], int]:

@@ -91,6 +91,19 @@ def test_shorter_camera_limits_the_clip(tmp_path, capsys):
     assert "cam02 has 4 frames" in capsys.readouterr().err
 
 
+def test_frames_stand_in_for_a_missing_video_and_strays_are_no_cameras(tmp_path):
+    builders.n3v_scene(tmp_path, frames=3)
+    builders.n3v_scene(tmp_path, frames=3, layout="images")
+    builders.n3v_scene(tmp_path, frames=1, layout="flat")
+    builders.save(tmp_path / "images" / "masks" / "0.png", np.zeros((4, 4, 3), np.uint8))
+    assert builders.load(tmp_path).train[0].store.sources[0].path.name == "cam00.mp4"
+    (tmp_path / "images" / "masks" / "0.png").unlink()
+    (tmp_path / "cam03.mp4").unlink()
+    scene = builders.load(tmp_path)
+    assert scene.train[0].store.sources[0].paths[2].name == "0002.png"
+    assert max(builders.marker_error(view) for view in scene.train) < 0.25
+
+
 def test_video_path_is_a_spiral_through_the_clip(tmp_path):
     builders.n3v_scene(tmp_path, frames=6)
     scene = builders.load(tmp_path, video_frames=12)
