@@ -94,8 +94,8 @@ def checked_cloud(path: str | Path, xyz: np.ndarray, rgb: np.ndarray) -> PointCl
     """
     if not len(xyz):
         raise UserError(
-            f"{path}: holds no points; make it again, for example from a dense cloud with "
-            "script/downsample_point.py"
+            f"{path}: holds no points; make it again, for example from COLMAP's dense cloud, "
+            "thinned to some 100,000 points"
         )
     if not np.isfinite(xyz).all():
         bad = int((~np.isfinite(xyz).all(axis=1)).sum())

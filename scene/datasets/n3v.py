@@ -155,5 +155,6 @@ def _cloud(root: Path) -> PointCloud:
         if (root / name).exists():
             return read_ply(root / name)
     raise UserError(
-        f"{root / _CLOUDS[0]}: missing; make it from a dense cloud with script/downsample_point.py"
+        f"{root / _CLOUDS[0]}: missing; make it from COLMAP's dense cloud (fused.ply), thinned to "
+        "some 100,000 points"
     )
