@@ -160,12 +160,12 @@ def test_cloud_in_another_frame_than_the_poses(n3v):
 def test_empty_point_cloud_names_file_and_script(n3v):
     empty = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
     write_ply(n3v / "points3D_downsample.ply", empty)
-    _refused(n3v, r"points3D_downsample.ply: holds no points.*script/downsample_point.py")
+    _refused(n3v, r"points3D_downsample.ply: holds no points; make it again")
 
 
-def test_missing_point_cloud_names_file_and_script(n3v):
+def test_missing_point_cloud_names_file_and_remedy(n3v):
     (n3v / "points3D_downsample.ply").unlink()
-    _refused(n3v, r"points3D_downsample.ply: missing.*script/downsample_point.py")
+    _refused(n3v, r"points3D_downsample.ply: missing; make it")
 
 
 def test_point_cloud_cut_in_half(n3v):
