@@ -17,9 +17,11 @@ from diff_gaussian_rasterization import operator, rasterize, reference
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def assert_gradients_match_twin(gaussians, cameras, dtype, parts="color alpha depth") -> None:
-    _, actual = render_with_gradients(rasterize, gaussians, cameras, parts)
-    _, expected = render_with_gradients(reference.rasterize, gaussians, cameras, parts)
+def assert_gradients_match_twin(
+    gaussians, cameras, dtype, parts="color alpha depth", **options
+) -> None:
+    _, actual = render_with_gradients(rasterize, gaussians, cameras, parts, **options)
+    _, expected = render_with_gradients(reference.rasterize, gaussians, cameras, parts, **options)
     for name, value in expected.items():
         assert actual[name].shape == value.shape
         assert relative_error(actual[name], value) <= TOLERANCE[dtype], name
@@ -38,6 +40,12 @@ def test_each_image_has_its_own_gradient(parts):
     gaussians = random_gaussians(60, dtype=torch.float64)
     cameras = random_cameras(dtype=torch.float64)
     assert_gradients_match_twin(gaussians, cameras, torch.float64, parts)
+
+
+def test_gradients_under_a_scale_modifier_match_the_twin():
+    gaussians = random_gaussians(60, dtype=torch.float64)
+    cameras = random_cameras(dtype=torch.float64)
+    assert_gradients_match_twin(gaussians, cameras, torch.float64, scale_modifier=1.3)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7, 32])
@@ -147,7 +155,7 @@ def test_unused_coefficients_get_zero_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_thread_count_changes_no_bit(dtype):
-    gaussians = random_gaussians(3000, dtype=dtype)
+    gaussians = random_gaussians(20000, dtype=dtype)
     cameras = random_cameras(2, 150, 90, dtype=dtype)
     first, first_gradients = render_with_gradients(rasterize, gaussians, cameras, num_threads=1)
     for threads in (2, 3, 7):

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kRadixBits = 11;
 constexpr int kRadix = 1 << kRadixBits;
+constexpr int kSegment = 4096;  // splats below which a second thread is not worth its waking
 
 struct KeyIndex {
   std::uint32_t key, index;
@@ -57,7 +58,7 @@ void sort_by_depth(const Buffer<double>& depths, std::vector<std::uint32_t>& ord
   });
 }
 
-// The drawn splats front to back, cut into one segment per thread.
+// The drawn splats front to back, cut into segments, at most one per thread.
 struct Order {
   std::vector<std::uint32_t> splats;
   int segments;
@@ -109,20 +110,22 @@ template <typename S>
 void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
               ViewState<S>& state) {
   const int tiles = in.tiles_x() * in.tiles_y();
-  Order order{{}, threads};
+  Order order{{}, 1};
   list_drawn(state, in.gaussians, order.splats);
   sort_by_depth(projected.depths, order.splats);
+  const int segments = std::min<int>(threads, 1 + int(order.splats.size() / kSegment));
+  order.segments = segments;
 
-  std::vector<std::uint32_t> cursors(std::size_t(threads) * tiles, 0);
-  parallel_for(threads, threads, [&](int s, int) {
+  std::vector<std::uint32_t> cursors(std::size_t(segments) * tiles, 0);
+  parallel_for(segments, threads, [&](int s, int) {
     std::uint32_t* count = cursors.data() + std::size_t(s) * tiles;
     for_each_touch(state, projected, order, s,
                    [&](std::uint32_t, std::uint32_t, Touch touch) { ++count[touch.tile]; });
   });
-  place_segments(threads, tiles, cursors, state.tile_start);
+  place_segments(segments, tiles, cursors, state.tile_start);
   state.pairs.resize(state.tile_start[tiles]);
   state.rows.resize(state.tile_start[tiles]);
-  parallel_for(threads, threads, [&](int s, int) {
+  parallel_for(segments, threads, [&](int s, int) {
     std::uint32_t* cursor = cursors.data() + std::size_t(s) * tiles;
     for_each_touch(state, projected, order, s,
                    [&](std::uint32_t i, std::uint32_t slot, Touch touch) {

@@ -10,14 +10,23 @@
 namespace gr {
 namespace {
 
-// A tile on its way back. `behind` is the part of dL/dT of what lies behind the current splat.
+// A tile on its way back: one cell per pack of pixels, holding side by side transmittance, the part
+// of dL/dT that comes from behind the current splat, the position of the last contributor, and
+// dL/d(image) of each feature.
 template <typename S>
 struct TileBack {
-  alignas(64) S transmittance[kTilePixels];
-  alignas(64) S behind[kTilePixels];
-  alignas(64) S last[kTilePixels];
-  S row_last[kTile];
-  S* gradient;  // (K, 256): dL/d(feature image)
+  static constexpr int kLanes = Pack<S>::lanes;
+  enum { kTransmittance, kBehind, kLast, kGradients };
+
+  S* cells;               // (16 * groups, kGradients + features, lanes)
+  int cell_size;          // in elements
+  S row_last[kTile];      // position of the last contributor of each row
+
+  static int size(int features) { return (kGradients + features) * kTilePixels; }
+
+  S& at(int y, int x, int field) const {
+    return cells[(y * kGroups<S> + x / kLanes) * cell_size + field * kLanes + x % kLanes];
+  }
 };
 
 // What one splat gathers over the pixels of the tile, still spread over the lanes.
@@ -33,37 +42,43 @@ struct Kernel {
   const ImageGradients<S>& image;
   int v, features;
 
-  void load_plane(const S* plane, int tx, int ty, S* to) const {
-    std::fill_n(to, kTilePixels, S(0));
-    if (plane == nullptr) return;
-    const int columns = std::min(kTile, in.width - tx * kTile);
-    const int rows = std::min(kTile, in.height - ty * kTile);
-    for (int y = 0; y < rows; ++y) {
-      const S* row = plane + std::size_t(ty * kTile + y) * in.width + tx * kTile;
-      std::copy_n(row, columns, to + y * kTile);
+  // dL/d(feature k) at a pixel.
+  S gradient(int k, std::size_t pixel) const {
+    const std::size_t plane = std::size_t(in.width) * in.height;
+    if (k == in.channels) return image.depth[v * plane + pixel];
+    return image.color ? image.color[(std::size_t(v) * in.channels + k) * plane + pixel] : S(0);
+  }
+
+  // Fills one pixel inside the image.
+  void start_pixel(const TileBack<S>& tile, int y, int x, std::size_t pixel) const {
+    const std::size_t plane = std::size_t(in.width) * in.height;
+    S by_final = image.alpha ? -image.alpha[v * plane + pixel] : S(0);
+    for (int k = 0; k < features; ++k) {
+      const S g = gradient(k, pixel);
+      tile.at(y, x, TileBack<S>::kGradients + k) = g;
+      if (k < in.channels) by_final += in.background[k] * g;
     }
+    tile.at(y, x, TileBack<S>::kBehind) = by_final * tile.at(y, x, TileBack<S>::kTransmittance);
   }
 
   // Returns the position after the last contributor of the tile.
-  int start(int tx, int ty, TileBack<S>& tile) const {
-    const std::size_t plane = std::size_t(in.width) * in.height;
+  int start(int tx, int ty, S* memory, TileBack<S>& tile) const {
+    tile.cells = memory;
+    tile.cell_size = (TileBack<S>::kGradients + features) * TileBack<S>::kLanes;
+    std::fill_n(memory, TileBack<S>::size(features), S(0));
     const std::size_t kept = std::size_t(ty * in.tiles_x() + tx) * kTilePixels;
-    std::copy_n(state.transmittance.data() + kept, kTilePixels, tile.transmittance);
-    std::copy_n(state.last.data() + kept, kTilePixels, tile.last);
-    load_plane(image.alpha ? image.alpha + v * plane : nullptr, tx, ty, tile.behind);
-    for (int i = 0; i < kTilePixels; ++i) tile.behind[i] = -tile.behind[i];
-    for (int k = 0; k < in.channels; ++k) {
-      S* to = tile.gradient + k * kTilePixels;
-      const std::size_t offset = (std::size_t(v) * in.channels + k) * plane;
-      load_plane(image.color ? image.color + offset : nullptr, tx, ty, to);
-      for (int i = 0; i < kTilePixels; ++i) tile.behind[i] += in.background[k] * to[i];
-    }
-    if (features > in.channels) {
-      load_plane(image.depth + v * plane, tx, ty, tile.gradient + in.channels * kTilePixels);
-    }
-    for (int i = 0; i < kTilePixels; ++i) tile.behind[i] *= tile.transmittance[i];
+    const int columns = std::min(kTile, in.width - tx * kTile);
+    const int rows = std::min(kTile, in.height - ty * kTile);
     for (int y = 0; y < kTile; ++y) {
-      tile.row_last[y] = *std::max_element(tile.last + y * kTile, tile.last + (y + 1) * kTile);
+      const S* t = state.transmittance.data() + kept + y * kTile;
+      const S* last = state.last.data() + kept + y * kTile;
+      tile.row_last[y] = *std::max_element(last, last + kTile);
+      const std::size_t row = std::size_t(ty * kTile + y) * in.width + tx * kTile;
+      for (int x = 0; x < kTile; ++x) {
+        tile.at(y, x, TileBack<S>::kTransmittance) = t[x];
+        tile.at(y, x, TileBack<S>::kLast) = last[x];
+        if (y < rows && x < columns) start_pixel(tile, y, x, row + x);
+      }
     }
     return static_cast<int>(*std::max_element(tile.row_last, tile.row_last + kTile)) + 1;
   }
@@ -71,32 +86,33 @@ struct Kernel {
 
 // Returns whether a pixel of the group was drawn. K as in the forward pass.
 template <typename S, int K>
-inline bool gather_group(TileBack<S>& tile, const SplatRow<S>& splat, const S* feature,
+inline bool gather_group(const TileBack<S>& tile, const SplatRow<S>& splat, const S* feature,
                          int features, int y, int g, Pack<S> dy, Pack<S> position,
                          Gathered<S>& sums, Pack<S>* feature_sums) {
   using P = Pack<S>;
+  using T = TileBack<S>;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  const int at = y * kTile + g * P::lanes;
+  const int count = K > 0 ? K : features;
+  S* cell = tile.cells + (y * kGroups<S> + g) * (T::kGradients + count) * P::lanes;
   const P raw = splat.alpha(g, dy);
   const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
-                          at_least(load(tile.last + at, P()), position));
+                          at_least(load(cell + T::kLast * P::lanes, P()), position));
   if (!any(drawn)) return false;
   const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
   const P inverse = one / (one - alpha);
-  const P t = load(tile.transmittance + at, P()) * inverse;
+  const P t = load(cell, P()) * inverse;
   const P weight = alpha * t;
-  const int count = K > 0 ? K : features;
   P along = zero;  // dL / d(weight)
   for (int k = 0; k < count; ++k) {
-    const P g_k = load(tile.gradient + k * kTilePixels + at, P());
+    const P g_k = load(cell + (T::kGradients + k) * P::lanes, P());
     along = fma(g_k, broadcast(feature[k], P()), along);
     feature_sums[k] = fma(weight, g_k, feature_sums[k]);
   }
-  const P behind = load(tile.behind + at, P());
+  const P behind = load(cell + T::kBehind * P::lanes, P());
   const P grad_alpha = t * along - behind * inverse;
   const P q = select(drawn, raw * grad_alpha, zero);
-  store(tile.transmittance + at, t);
-  store(tile.behind + at, fma(weight, along, behind));
+  store(cell, t);
+  store(cell + T::kBehind * P::lanes, fma(weight, along, behind));
   sums.q = sums.q + q;
   const P qy = q * dy;
   sums.qy = sums.qy + qy;
@@ -120,22 +136,25 @@ void write_moments(const SplatRow<S>& splat, const Gathered<S>* gathered, S* out
   }
 }
 
+// Gathers one splat; `shared_sums` is memory for the features where K = 0.
 template <typename S, int K>
-void gather_splat(const Kernel<S>& kernel, TileBack<S>& tile, int tx, int ty, std::uint32_t p,
-                  int place, Pack<S>* feature_sums, PairGradients<S>& pairs) {
+void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int ty,
+                  std::uint32_t p, int place, Pack<S>* shared_sums, PairGradients<S>& pairs) {
   using P = Pack<S>;
-  std::uint32_t rows = kernel.state.rows[p];
   const Pair pair = kernel.state.pairs[p];
   const S* record = kernel.state.record(p);
   const SplatRow<S> splat(record, tx, ty);
   const P zero = broadcast(S(0), P()), position = broadcast(S(place), P());
   Gathered<S> gathered[kGroups<S>];
   for (auto& g : gathered) g = {zero, zero, zero};
+  P own_sums[K > 0 ? K : 1];
+  P* feature_sums = K > 0 ? own_sums : shared_sums;
   const int count = K > 0 ? K : kernel.features;
   for (int k = 0; k < count; ++k) feature_sums[k] = zero;
   bool seen = false;
-  for (int y = 0; rows != 0; ++y, rows >>= 1) {
-    if ((rows & 1u) == 0 || tile.row_last[y] < S(place)) continue;
+  for (std::uint32_t rows = kernel.state.rows[p]; rows != 0; rows &= rows - 1) {
+    const int y = lowest_bit(rows);
+    if (tile.row_last[y] < S(place)) continue;
     const P dy = broadcast(splat.y - S(y), P());
     for (int g = 0; g < kGroups<S>; ++g) {
       seen |= gather_group<S, K>(tile, splat, record + kGeometry, count, y, g, dy, position,
@@ -152,19 +171,19 @@ void gather_splat(const Kernel<S>& kernel, TileBack<S>& tile, int tx, int ty, st
 template <typename S, int K>
 void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
   const int tiles_x = kernel.in.tiles_x(), tiles = tiles_x * kernel.in.tiles_y();
-  Buffer<S> gradients;
+  Buffer<S> memory;
   Buffer<Pack<S>> feature_sums;
-  const std::size_t per_thread = std::size_t(kernel.features) * kTilePixels;
-  gradients.resize(per_thread * threads);
+  const std::size_t per_thread = TileBack<S>::size(kernel.features);
+  memory.resize(per_thread * threads);
   feature_sums.resize(std::size_t(kernel.features) * threads);
   parallel_for(tiles, threads, [&](int t, int worker) {
     const std::uint32_t first = kernel.state.tile_start[t];
     if (first == kernel.state.tile_start[t + 1]) return;
     const int tx = t % tiles_x, ty = t / tiles_x;
     TileBack<S> tile;
-    tile.gradient = gradients.data() + per_thread * worker;
     Pack<S>* sums = feature_sums.data() + std::size_t(kernel.features) * worker;
-    for (int place = kernel.start(tx, ty, tile) - 1; place >= 0; --place) {
+    const int end = kernel.start(tx, ty, memory.data() + per_thread * worker, tile);
+    for (int place = end - 1; place >= 0; --place) {
       if (place >= int(kAhead)) prefetch(kernel.state.record(first + place - kAhead));
       gather_splat<S, K>(kernel, tile, tx, ty, first + place, place, sums, pairs);
     }

@@ -7,6 +7,17 @@
 
 namespace gr {
 
+// Number of zeros below the lowest set bit; bits != 0.
+inline int lowest_bit(std::uint32_t bits) {
+#if defined(__GNUC__) || defined(__clang__)
+  return __builtin_ctz(bits);
+#else
+  int at = 0;
+  for (; (bits & 1u) == 0; bits >>= 1) ++at;
+  return at;
+#endif
+}
+
 template <typename S>
 constexpr int kGroups = kTile / Pack<S>::lanes;  // packs in a row of a tile
 

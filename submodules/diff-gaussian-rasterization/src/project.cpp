@@ -60,21 +60,71 @@ void list_touches(const Footprint<S>& f, int tiles_x, std::vector<Touch>& touche
   }
 }
 
-// Writes the record of a Gaussian and lists its tiles; returns its radius, 0 if it is culled.
+// A Gaussian that lands on the image.
 template <typename S>
-std::int32_t project_one(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
-                         S* record, S& depth, std::vector<Touch>& touches) {
-  const Vec3<S> mean = input_mean(in, v, i);
-  const S opacity = in.opacities.at(v)[i];
+struct Candidate {
+  int gaussian;
   Splat<S> splat;
-  if (!is_finite(opacity) || !project(camera, mean, input_covariance(in, v, i), splat)) return 0;
-  const TileRect rect = tile_rect(splat, in.tiles_x(), in.tiles_y());
-  if (is_empty(rect)) return 0;
-  if (!color_features(in, v, i, camera, mean, record + kGeometry)) return 0;
-  record[kGeometry + in.channels] = depth = splat.depth;
-  geometry_record(splat, opacity, record);
-  list_touches(footprint(splat, opacity, rect), in.tiles_x(), touches);
-  return static_cast<std::int32_t>(splat.radius);
+  TileRect rect;
+};
+
+template <typename S>
+bool find_candidate(const Inputs<S>& in, int v, int i, const Camera<S>& camera,
+                    Candidate<S>& candidate) {
+  if (!is_finite(in.opacities.at(v)[i])) return false;
+  if (!project(camera, input_mean(in, v, i), input_covariance(in, v, i), candidate.splat)) {
+    return false;
+  }
+  candidate.gaussian = i;
+  candidate.rect = tile_rect(candidate.splat, in.tiles_x(), in.tiles_y());
+  return !is_empty(candidate.rect);
+}
+
+// Writes the record of a candidate and lists its tiles; false if its colour is not finite.
+template <typename S>
+bool finish_candidate(const Inputs<S>& in, int v, const Camera<S>& camera,
+                      const Candidate<S>& candidate, S* record, std::vector<Touch>& touches) {
+  const int i = candidate.gaussian;
+  const S opacity = in.opacities.at(v)[i];
+  if (!color_features(in, v, i, camera, input_mean(in, v, i), record + kGeometry)) return false;
+  record[kGeometry + in.channels] = candidate.splat.depth;
+  geometry_record(candidate.splat, opacity, record);
+  list_touches(footprint(candidate.splat, opacity, candidate.rect), in.tiles_x(), touches);
+  return true;
+}
+
+template <typename S>
+void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
+  constexpr std::int64_t line = 64 / sizeof(S);
+  const std::int64_t size = in.sh ? 3 * in.sh_rows : in.channels;
+  const S* color = (in.sh ? in.sh : in.colors).at(v) + i * size;
+  for (std::int64_t at = 0; at < size; at += line) prefetch(color + at);
+}
+
+// Projects Gaussians [begin, end): first all shapes, then the colours of those on the image.
+template <typename S>
+void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>& state,
+                   std::int32_t* radii, S* depths, std::vector<Touch>& touches) {
+  const Camera<S> camera = in.camera(v);
+  Candidate<S> found[kChunk];
+  int count = 0;
+  for (int i = begin; i < end; ++i) {
+    radii[i] = 0;
+    state.first_slot[i] = 0;
+    count += find_candidate(in, v, i, camera, found[count]) ? 1 : 0;
+  }
+  touches.clear();
+  for (int c = 0; c < count; ++c) {
+    constexpr int ahead = 4;
+    if (c + ahead < count) prefetch_color(in, v, found[c + ahead].gaussian);
+    const int i = found[c].gaussian;
+    const std::size_t before = touches.size();
+    S* record = state.records.data() + std::size_t(i) * state.record_stride;
+    if (!finish_candidate(in, v, camera, found[c], record, touches)) continue;
+    radii[i] = static_cast<std::int32_t>(found[c].splat.radius);
+    depths[i] = found[c].splat.depth;
+    state.first_slot[i] = static_cast<std::uint32_t>(touches.size() - before);
+  }
 }
 
 // From numbers of tiles to their running sum.
@@ -107,17 +157,9 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
   if (static_cast<int>(projected.touches.size()) < chunk_count(n)) {
     projected.touches.resize(chunk_count(n));
   }
-  const Camera<S> camera = in.camera(v);
   parallel_for(chunk_count(n), threads, [&](int chunk, int) {
-    std::vector<Touch>& touches = projected.touches[chunk];
-    touches.clear();
-    const int end = std::min(n, (chunk + 1) * kChunk);
-    for (int i = chunk * kChunk; i < end; ++i) {
-      const std::size_t before = touches.size();
-      S* record = state.records.data() + std::size_t(i) * state.record_stride;
-      radii[i] = project_one(in, v, i, camera, record, projected.depths[i], touches);
-      state.first_slot[i] = static_cast<std::uint32_t>(touches.size() - before);
-    }
+    project_chunk(in, v, chunk * kChunk, std::min(n, (chunk + 1) * kChunk), state, radii,
+                  projected.depths.data(), projected.touches[chunk]);
   });
   accumulate_slots(state.first_slot, n);
 }
@@ -255,6 +297,11 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
     std::vector<S> sum(pairs.stride);
     const int end = std::min(n, (chunk + 1) * kChunk);
     for (int i = chunk * kChunk; i < end; ++i) {
+      constexpr int ahead = 8;
+      if (i + ahead < end && state.first_slot[i + ahead] < state.first_slot[i + ahead + 1]) {
+        prefetch_color(in, v, i + ahead);
+        prefetch(state.records.data() + std::size_t(i + ahead) * state.record_stride);
+      }
       if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum.data())) {
         project_one_backward(in, v, i, camera, state, sum.data(), has_depth, grad);
       } else {

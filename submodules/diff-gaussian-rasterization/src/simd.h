@@ -1,5 +1,5 @@
-// A row of pixels as a SIMD register: AVX-512 or AVX2 for float when the compiler targets them,
-// otherwise short arrays that the compiler vectorises itself.
+// A row of pixels as SIMD registers. float: AVX-512 or AVX2 when the compiler targets them, else the
+// vectors of GCC and Clang (SSE2, NEON); double and other compilers: short arrays.
 #pragma once
 
 #include <cmath>
@@ -82,12 +82,6 @@ inline Pack<S> min(Pack<S> a, Pack<S> b) {
   GR_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i])
   return r;
 }
-template <typename S>
-inline Pack<S> abs(Pack<S> a) {
-  Pack<S> r;
-  GR_LANES(std::fabs(a.v[i]))
-  return r;
-}
 // 2^x for x <= 0.
 template <typename S>
 inline Pack<S> exp2_of(Pack<S> a) {
@@ -153,7 +147,6 @@ inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 inline F::Mask at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline F select(F::Mask m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return a & b; }
@@ -194,7 +187,6 @@ inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
-inline F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 inline F::Mask at_least(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline F select(F::Mask m, F a, F b) { return {_mm256_blendv_ps(b.v, a.v, m.bits)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {_mm256_and_ps(a.bits, b.bits)}; }
@@ -216,6 +208,53 @@ inline float sum(F a) {
   const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
 }
+
+// ------------------------------------------------- vectors of GCC and Clang: SSE2, NEON, ...
+#elif defined(__GNUC__) || defined(__clang__)
+typedef float Float4 __attribute__((vector_size(16)));
+typedef std::int32_t Int4 __attribute__((vector_size(16)));
+
+template <>
+struct Pack<float> {
+  static constexpr int lanes = 4;
+  struct Mask {
+    Int4 bits;
+  };
+  Float4 v;
+};
+using F = Pack<float>;
+
+inline F broadcast(float x, F) { return {Float4{x, x, x, x}}; }
+inline F load(const float* p, F) { return {*reinterpret_cast<const Float4*>(p)}; }
+inline void store(float* p, F a) { *reinterpret_cast<Float4*>(p) = a.v; }
+inline F operator+(F a, F b) { return {a.v + b.v}; }
+inline F operator-(F a, F b) { return {a.v - b.v}; }
+inline F operator*(F a, F b) { return {a.v * b.v}; }
+inline F operator/(F a, F b) { return {a.v / b.v}; }
+inline F fma(F a, F b, F c) { return {a.v * b.v + c.v}; }
+inline F::Mask at_least(F a, F b) { return {a.v >= b.v}; }
+inline F select(F::Mask m, F a, F b) {
+  return {(Float4)((m.bits & (Int4)a.v) | (~m.bits & (Int4)b.v))};
+}
+inline F min(F a, F b) { return select({a.v < b.v}, a, b); }
+inline F::Mask both(F::Mask a, F::Mask b) { return {a.bits & b.bits}; }
+inline F::Mask without(F::Mask a, F::Mask b) { return {a.bits & ~b.bits}; }
+inline bool any(F::Mask m) {
+  typedef std::int64_t Long2 __attribute__((vector_size(16)));
+  const Long2 halves = (Long2)m.bits;
+  return (halves[0] | halves[1]) != 0;
+}
+inline F exp2_of(F x) {
+  constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const F low = select({x.v < kMinExponent}, broadcast(kMinExponent, F()), x);
+  const Float4 shifted = low.v + to_integer;
+  const Float4 rest = low.v - (shifted - to_integer);
+  Float4 q = broadcast(kExp2[4], F()).v;
+  for (int i = 3; i >= 0; --i) q = q * rest + kExp2[i];
+  const Int4 power = ((Int4)shifted + 127) << 23;
+  return {(q * rest + 1.0f) * (Float4)power};
+}
+inline float sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 #endif
 
 }  // namespace gr

@@ -81,16 +81,16 @@ GR_HD Vec3<S> normalized(Vec3<S> v, S& inv_length) {
   return inv_length * v;
 }
 
-// RGB seen from `offset` = mean - camera position: max(0, 0.5 + sum_j basis_j sh_j).
+// RGB seen from `offset` = mean - camera position, before the clamp at 0: 0.5 + sum_j basis_j sh_j.
 template <typename S>
 GR_HD Vec3<S> sh_color(int degree, Vec3<S> offset, const S* sh) {
   S basis[kMaxShCoefficients], inv_length;
   sh_basis(degree, normalized(offset, inv_length), basis);
-  Vec3<S> rgb{S(0), S(0), S(0)};
+  Vec3<S> rgb{S(0.5), S(0.5), S(0.5)};
   for (int j = 0; j < sh_coefficients(degree); ++j) {
     rgb = rgb + basis[j] * Vec3<S>{sh[3 * j], sh[3 * j + 1], sh[3 * j + 2]};
   }
-  return {rgb.x + S(0.5), rgb.y + S(0.5), rgb.z + S(0.5)};
+  return rgb;
 }
 
 // `grad` is already zero where the colour was clamped. Writes (degree+1)^2 x 3 gradients to

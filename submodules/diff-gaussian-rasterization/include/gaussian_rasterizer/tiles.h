@@ -22,7 +22,7 @@ struct TileRect {
 // floor(v / 16) limited to [0, count] before the conversion, so that no input can overflow.
 template <typename S>
 GR_HD int tile_index(S v, int count) {
-  return static_cast<int>(clamp(v / S(kTile), S(0), S(count)));
+  return static_cast<int>(clamp(v * (S(1) / S(kTile)), S(0), S(count)));
 }
 
 template <typename S>
@@ -35,13 +35,22 @@ GR_HD TileRect tile_rect(const Splat<S>& s, int tiles_x, int tiles_y) {
 
 GR_HD bool is_empty(const TileRect& r) { return r.x0 >= r.x1 || r.y0 >= r.y1; }
 
-// The ellipse K(d, d) <= tau within which alpha can reach 1/255, centred on (x, y).
+// One axis of an ellipse K(d, d) <= tau about the origin: what its extent along the axis needs.
+template <typename S>
+struct EllipseAxis {
+  S half;      // extent along the axis
+  S at_half;   // the other coordinate where that extent is reached
+  S slope;     // -b / a: the middle of the chord at other coordinate u is slope * u
+  S square;    // tau / a
+  S shrink;    // det / a^2: the half chord at u is sqrt(square - shrink * u^2)
+};
+
+// The ellipse within which alpha can reach 1/255, centred on (x, y).
 template <typename S>
 struct Footprint {
   S x, y;
-  S a, b, c;        // conic
-  S tau;
-  S half_x, half_y; // extents along the axes
+  EllipseAxis<S> along_x, along_y;
+  S pad_x, pad_y;   // slack for rounding, in pixels
   TileRect rect;
 };
 
@@ -50,43 +59,49 @@ struct Span {
   int first, last;
 };
 
+// `a` belongs to the axis, `cov` is the variance along it.
+template <typename S>
+GR_HD EllipseAxis<S> ellipse_axis(S a, S b, S cov, S cov_xy, S det, S tau) {
+  const S inv_a = S(1) / a;
+  const S half = std::sqrt(tau * cov);
+  return {half, half * cov_xy / cov, -b * inv_a, tau * inv_a, inv_a * inv_a * det};
+}
+
 // Slack for rounding: the kernel's quadratic form loses a relative epsilon times the condition.
 template <typename S>
 GR_HD Footprint<S> footprint(const Splat<S>& s, S opacity, const TileRect& rect) {
-  Footprint<S> f{s.x, s.y, s.conic_xx, s.conic_xy, s.conic_yy, S(-1), S(0), S(0), rect};
+  Footprint<S> f;
+  f.x = s.x;
+  f.y = s.y;
+  f.rect = rect;
   if (!(opacity >= S(kMinAlpha))) {
     f.rect.y1 = f.rect.y0;
     return f;
   }
-  const S tau = S(2) * std::log(opacity * S(255));
   const S slack = S(1e-5) + S(1e-6) * s.conic_xx * s.cov_xx;
-  f.tau = max_of(tau, S(0)) * (S(1) + slack) + S(1e-4) + slack;
-  f.half_x = std::sqrt(f.tau * s.cov_xx);
-  f.half_y = std::sqrt(f.tau * s.cov_yy);
+  const S level = max_of(S(2) * std::log(opacity * S(255)), S(0));
+  const S tau = level * (S(1) + slack) + S(1e-4) + slack;
+  const S det = s.conic_xx / s.cov_yy;  // of the conic; a difference of products would cancel
+  f.along_x = ellipse_axis(s.conic_xx, s.conic_xy, s.cov_xx, s.cov_xy, det, tau);
+  f.along_y = ellipse_axis(s.conic_yy, s.conic_xy, s.cov_yy, s.cov_xy, det, tau);
+  f.pad_x = S(1e-2) + S(1e-5) * f.along_x.half;
+  f.pad_y = S(1e-2) + S(1e-5) * f.along_y.half;
   return f;
 }
 
-// Extent along one axis of the part of the ellipse whose other coordinate is in [low, high]
-// (relative to the centre). `a` belongs to the axis asked for, `c` to the other.
+// Extent along an axis of the part of the ellipse whose other coordinate is in [low, high]
+// (relative to the centre), limited to +-half_other.
 template <typename S>
-GR_HD bool slab_extent(S a, S b, S c, S tau, S half, S half_other, S low, S high, S& first,
-                       S& last) {
+GR_HD bool slab_extent(const EllipseAxis<S>& e, S half_other, S low, S high, S& first, S& last) {
   low = max_of(low, -half_other);
   high = min_of(high, half_other);
   if (!(low <= high)) return false;
-  const S at_max = -b * half / c;  // other coordinate of the extreme point along this axis
-  const S y_max = clamp(at_max, low, high), y_min = clamp(-at_max, low, high);
-  const S det = a * c - b * b, inv_a = S(1) / a;
-  last = (-b * y_max + std::sqrt(max_of(a * tau - det * y_max * y_max, S(0)))) * inv_a;
-  first = (-b * y_min - std::sqrt(max_of(a * tau - det * y_min * y_min, S(0)))) * inv_a;
-  if (at_max >= low && at_max <= high) last = half;
-  if (-at_max >= low && -at_max <= high) first = -half;
+  const S u_last = clamp(e.at_half, low, high), u_first = clamp(-e.at_half, low, high);
+  const S chord_last = std::sqrt(max_of(e.square - e.shrink * u_last * u_last, S(0)));
+  const S chord_first = std::sqrt(max_of(e.square - e.shrink * u_first * u_first, S(0)));
+  last = u_last == e.at_half ? e.half : e.slope * u_last + chord_last;
+  first = u_first == -e.at_half ? -e.half : e.slope * u_first - chord_first;
   return true;
-}
-
-template <typename S>
-GR_HD S slack_of(S extent) {
-  return S(1e-2) + S(1e-5) * std::fabs(extent);
 }
 
 // Tiles of tile row `ty` that the footprint touches.
@@ -94,31 +109,30 @@ template <typename S>
 GR_HD Span tile_span(const Footprint<S>& f, int ty) {
   const S top = S(ty * kTile) - f.y;
   S first, last;
-  const S slack = slack_of(f.half_y) ;
-  if (!slab_extent(f.a, f.b, f.c, f.tau, f.half_x, f.half_y, top - slack,
-                   top + S(kTile - 1) + slack, first, last)) {
+  if (!slab_extent(f.along_x, f.along_y.half, top - f.pad_y, top + S(kTile - 1) + f.pad_y, first,
+                   last)) {
     return {0, -1};
   }
-  const S pad = slack_of(f.half_x);
-  const S low = f.x + first - pad - S(kTile - 1), high = f.x + last + pad;
+  const S low = f.x + first - f.pad_x - S(kTile - 1), high = f.x + last + f.pad_x;
   if (!(high >= S(0))) return {0, -1};
-  const S tile_low = std::ceil(clamp(low / S(kTile), S(f.rect.x0), S(f.rect.x1)));
-  const int t1 = static_cast<int>(clamp(high / S(kTile), S(0), S(f.rect.x1)));
+  const S inv_tile = S(1) / S(kTile);
+  const S tile_low = std::ceil(clamp(low * inv_tile, S(f.rect.x0), S(f.rect.x1)));
+  const int t1 = static_cast<int>(clamp(high * inv_tile, S(0), S(f.rect.x1)));
   return {static_cast<int>(tile_low), t1 < f.rect.x1 ? t1 : f.rect.x1 - 1};
 }
 
 // Pixel rows 0..15 of tile (tx, ty) that the footprint touches.
 template <typename S>
 GR_HD Span row_span(const Footprint<S>& f, int tx, int ty) {
-  const S left = S(tx * kTile) - f.x, slack = slack_of(f.half_x);
+  const S left = S(tx * kTile) - f.x;
   S first, last;
-  if (!slab_extent(f.c, f.b, f.a, f.tau, f.half_y, f.half_x, left - slack,
-                   left + S(kTile - 1) + slack, first, last)) {
+  if (!slab_extent(f.along_y, f.along_x.half, left - f.pad_x, left + S(kTile - 1) + f.pad_x, first,
+                   last)) {
     return {0, -1};
   }
-  const S top = S(ty * kTile) - f.y, pad = slack_of(f.half_y);
-  const S low = clamp(first - pad - top, S(0), S(kTile));
-  const S high = clamp(last + pad - top, S(-1), S(kTile - 1));
+  const S top = S(ty * kTile) - f.y;
+  const S low = clamp(first - f.pad_y - top, S(0), S(kTile));
+  const S high = clamp(last + f.pad_y - top, S(-1), S(kTile - 1));
   return {static_cast<int>(std::ceil(low)), static_cast<int>(std::floor(high))};
 }
 
