@@ -1,5 +1,5 @@
-// A row of pixels as SIMD registers. float: AVX-512 or AVX2 when the compiler targets them, else the
-// vectors of GCC and Clang (SSE2, NEON); double and other compilers: short arrays.
+// A row of pixels as SIMD registers. float: AVX-512 or AVX2 when the compiler targets them, else
+// the vectors of GCC and Clang (SSE2, NEON); double and other compilers: short arrays.
 #pragma once
 
 #include <cmath>
