@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+import diff_gaussian_rasterization
+import hexplane_encoder
 from arguments_MoDE.cli import TrainingArguments, parse_training
 from arguments_MoDE.config import Config
 from arguments_MoDE.saved import first_difference, load_config, save_config
@@ -28,12 +30,24 @@ def build_model(scene: Scene, config: Config) -> MoDE:
     return MoDE(gaussians, config, facts)
 
 
+NATIVE = (diff_gaussian_rasterization, hexplane_encoder)  # what an iteration cannot do without
+
+
 def choose_device(name: str) -> str:
-    """``auto`` is the first GPU when there is one; a GPU that is not there is an error."""
+    """The device to compute on: ``auto`` is a GPU where torch and the native packages have one.
+
+    Raises:
+        UserError: ``cuda`` was asked for and torch or a native package cannot.
+    """
+    without = [package.__name__ for package in NATIVE if "cuda" not in package.DEVICES]
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and not without else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this PyTorch sees no GPU; use --device cpu or auto")
+    if name == "cuda" and without:
+        raise UserError(
+            f"--device cuda: {', '.join(without)} computes on the CPU only; use --device cpu"
+        )
     return name
 
 

@@ -14,7 +14,10 @@ from diff_gaussian_rasterization.interface import (
 )
 from diff_gaussian_rasterization.operator import RasterOutput, mark_visible, rasterize
 
+DEVICES = ("cpu",)  # kinds of device that this build computes on
+
 __all__ = [
+    "DEVICES",
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
     "RasterOutput",

@@ -13,5 +13,7 @@ from __future__ import annotations
 
 from hexplane_encoder.encoder import encode
 
-__all__ = ["encode"]
+DEVICES = ("cpu",)  # kinds of device that this build computes on
+
+__all__ = ["DEVICES", "encode"]
 __version__ = "0.1.0"
