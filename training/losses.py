@@ -38,8 +38,9 @@ def photometric(images: Tensor, targets: Tensor, opt: OptimizationParams) -> dic
 class CameraColors(nn.Module):
     """An affine colour transform per training camera, for rigs whose cameras differ in colour.
 
-    The image of camera c becomes ``A_c rgb + b_c``. Cameras never seen get the identity; the mean
-    over the cameras is held at the identity, so that what all cameras agree on stays in the scene.
+    The image of camera c becomes ``A_c rgb + b_c``. Cameras never seen get the identity; the median
+    over the training cameras is held there, so that the scene has the colours of a typical camera
+    (the mean would follow the few whose exposure is far off).
     """
 
     def __init__(self, cameras: int) -> None:
@@ -51,9 +52,9 @@ class CameraColors(nn.Module):
         """Transforms an image (3, H, W) of training camera ``camera_index``.
 
         Args:
-            trained: rows of all training cameras, over which the mean is taken out.
+            trained: rows of all training cameras, over which the median is taken out.
         """
-        delta = self.delta[camera_index] - self.delta[trained].mean(0)
+        delta = self.delta[camera_index] - self.delta[trained].median(0).values
         flat = image.flatten(1)
         moved = torch.addmm(delta[:, 3:], delta[:, :3], flat)
         return image + moved.view_as(image)
