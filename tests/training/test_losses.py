@@ -42,10 +42,10 @@ def test_camera_colors_start_as_the_identity_and_keep_their_median_there():
 
 
 def test_camera_colors_learn_a_gain():
-    colors, image = CameraColors(2), torch.rand(3, 8, 8)
+    colors, image = CameraColors(3), torch.rand(3, 8, 8)
     adam = torch.optim.Adam(colors.parameters(), lr=0.02)
     for _ in range(200):
-        loss = (colors(image, 0, [0, 1]) - 1.2 * image).abs().mean()
+        loss = (colors(image, 0, [0, 1, 2]) - 1.2 * image).abs().mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
