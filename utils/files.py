@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,28 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Moves ``new`` to ``path``; what was there comes back if that fails."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    try:
+        os.replace(path, aside / path.name)
+        try:
+            os.replace(new, path)
+        except BaseException:
+            os.replace(aside / path.name, path)
+            raise
+        shutil.rmtree(aside / path.name, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # never the old folder: only an empty one is removed
+            aside.rmdir()
 
 
 def write_json(path: str | Path, value: Any) -> None:
