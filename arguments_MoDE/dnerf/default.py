@@ -6,7 +6,9 @@ MoDE for Neural 3D Video scaled to the shorter run.
 
 ModelParams = dict(
     white_background=True,
-    time_convention="full",  # the files give times; they are divided by the largest, as published
+    # The files give times; for a whole clip they are divided by the largest, as published. This is
+    # for the camera path, which then runs over the same times.
+    time_convention="full",
 )
 
 OptimizationParams = dict(

@@ -2,7 +2,8 @@
 
 Poses are camera-to-world with OpenGL axes (y up, looking along -z). Intrinsics come from each frame
 (``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w``, ``h``), then from the file's head, then from
-``camera_angle_x`` and the image's size.
+``camera_angle_x`` and the image's size. Times are moved and scaled so that the clip in use runs
+from 0 to 1.
 """
 
 from __future__ import annotations
@@ -50,24 +51,41 @@ def load(root: Path, model: ModelParams) -> Capture:
     test = _read_transforms(test_file) if test_file.exists() else []
     if not test:
         note(f"{test_file} is missing or empty: no view is held out")
-    latest = max(picture.time for picture in train + test)
-    times = sorted({picture.time for picture in train + test})
-    used = {times[i]: n for n, i in enumerate(clip_frames(len(times), model, root))}
-    rig = _rig([*train, *test])
-    capture = Capture("blender", rig.names, len(used), _cloud(root, train), root / MARKER)
+    rig, cloud = _rig([*train, *test]), _cloud(root, train)
+    train, test, span = _clip(train, test, model, root)
+    rank = {time: i for i, time in enumerate(sorted({p.time for p in train + test}))}
+    capture = Capture("blender", rig.names, len(rank), cloud, root / MARKER)
     for pictures, shots in ((train, capture.train), (test, capture.test)):
         for picture in pictures:
-            if picture.time not in used:
-                continue
             camera = picture.camera
             row = rig.row(camera)
             slot = (len(capture.sources), 0)
             capture.sources.append(ImageFrames((picture.path,), (camera.width, camera.height)))
-            time = picture.time / max(latest, 1.0)
-            shots.append(Shot(rig.renamed(camera), row, used[picture.time], time, slot))
-    if not capture.train:
-        raise UserError(f"{root / MARKER}: no frame falls into --start_frame and --duration")
+            time = (picture.time - span[0]) / ((span[1] - span[0]) or 1.0)
+            shots.append(Shot(rig.renamed(camera), row, rank[picture.time], time, slot))
     return capture
+
+
+def _clip(
+    train: list[_Picture], test: list[_Picture], model: ModelParams, root: Path
+) -> tuple[list[_Picture], list[_Picture], tuple[float, float]]:
+    """The training and test pictures in use, and the file times that become 0 and 1.
+
+    Clip settings count the training times. A cut clip runs from its first training time to its
+    last, and test pictures outside are dropped. A whole clip runs over all times of both files; if
+    it begins at 0, that is the published division by the largest time.
+    """
+    times = sorted({picture.time for picture in train})
+    chosen = clip_frames(len(times), model, root)
+    if len(chosen) == len(times):
+        both = [picture.time for picture in train + test]
+        return train, test, (min(both), max(both))
+    used = {times[i] for i in chosen}
+    low, high = min(used), max(used)
+    inside = [picture for picture in test if low <= picture.time <= high]
+    if len(inside) < len(test):
+        note(f"{len(test) - len(inside)} of {len(test)} test views lie outside the clip: left out")
+    return [picture for picture in train if picture.time in used], inside, (low, high)
 
 
 def _read_transforms(path: Path) -> list[_Picture]:

@@ -49,13 +49,56 @@ def test_transparent_pixels_show_the_background(tmp_path, white, colour):
     assert np.abs(image[0, 0].numpy() - expected).max() <= 0.51
 
 
-def test_times_above_one_are_divided_by_the_latest(tmp_path):
-    builders.blender_scene(tmp_path, frames=8)
+def _rewrite_times(root, change) -> None:
     for split in ("train", "test"):
-        path = tmp_path / f"transforms_{split}.json"
-        builders.edit_json(path, lambda m: [f.update(time=f["time"] * 7) for f in m["frames"]])
+        path = root / f"transforms_{split}.json"
+        builders.edit_json(path, lambda m: [f.update(time=change(f["time"])) for f in m["frames"]])
+
+
+@pytest.mark.parametrize("largest", [0.7, 1.0, 7.0])
+def test_times_are_divided_by_the_largest(tmp_path, largest):
+    builders.blender_scene(tmp_path, frames=8)
+    _rewrite_times(tmp_path, lambda time: time * largest)
     scene = builders.load(tmp_path)
-    assert scene.times == pytest.approx([i / 7 for i in range(8)])
+    assert [v.time for v in scene.train] == pytest.approx([i / 7 for i in (0, 1, 2, 4, 5, 6)])
+    assert [v.time for v in scene.test] == pytest.approx([3 / 7, 1])
+    assert scene.video[-1].time == 1
+
+
+def test_a_single_time_is_zero(tmp_path):
+    builders.blender_scene(tmp_path, frames=4)
+    _rewrite_times(tmp_path, lambda time: 0.4)
+    scene = builders.load(tmp_path)
+    assert scene.times == [0.0] and scene.frame_count == 1
+
+
+# Of 12 frames the training views are 0 1 2, 4 5 6, 8 9 10 and the test views 3, 7, 11.
+@pytest.mark.parametrize(
+    ("settings", "train", "test"),
+    [
+        ({"duration": 6}, [0, 1, 2, 4, 5, 6], [3]),
+        ({"start_frame": 3}, [4, 5, 6, 8, 9, 10], [7]),
+        ({"start_frame": 2, "duration": 4}, [2, 4, 5, 6], [3]),
+        ({"frame_step": 2}, [0, 2, 5, 8, 10], [3, 7]),
+        ({"duration": 1}, [0], []),
+    ],
+)
+def test_a_cut_clip_runs_from_zero_to_one(tmp_path, capsys, settings, train, test):
+    builders.blender_scene(tmp_path, frames=12)
+    scene = builders.load(tmp_path, **settings)
+    first, length = train[0], max(train[-1] - train[0], 1)
+    for views, frames in ((scene.train, train), (scene.test, test)):
+        assert [v.time for v in views] == pytest.approx([(f - first) / length for f in frames])
+        assert [v.frame_index for v in views] == [sorted(train + test).index(f) for f in frames]
+    assert scene.frame_count == len(scene.video) == len(train) + len(test)
+    assert (scene.video[0].time, scene.video[-1].time) == (0, 1 if len(train) > 1 else 0)
+    assert f"{3 - len(test)} of 3 test views lie outside the clip" in capsys.readouterr().err
+
+
+def test_a_duration_that_all_fit_into_keeps_every_test_view(tmp_path):
+    builders.blender_scene(tmp_path, frames=12)
+    scene = builders.load(tmp_path, duration=9)
+    assert len(scene.test) == 3 and scene.times[-1] == 1
 
 
 def test_field_of_view_serves_where_no_focal_length_is_given(tmp_path):
