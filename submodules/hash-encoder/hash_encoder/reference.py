@@ -51,7 +51,7 @@ def table_rows(samples: Tensor, grid: HashGrid, level: int) -> Tensor:
 
 
 def corner_weights(weight: Tensor, steps: Tensor) -> Tensor:
-    """Products (N, 2^D) of the axes' weights: `weight` (N, D) on the high side, 1 - it on the low."""
+    """Products (N, 2^D) of `weight` (N, D) on the high sides of the axes, 1 - it on the low."""
     product = torch.ones((), dtype=weight.dtype, device=weight.device)
     for axis, high in enumerate(steps.bool().T):
         along = weight[:, axis, None]

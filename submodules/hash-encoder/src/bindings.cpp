@@ -38,7 +38,8 @@ std::int64_t make_axes(const std::vector<double>& scales, const std::vector<int>
   std::int64_t stride = 1;
   for (std::size_t d = 0; d < scales.size(); ++d) {
     const int resolution = resolutions[d];
-    check(resolution >= 1 && scales[d] >= 0 && scales[d] <= resolution - 1, "axis beyond its samples");
+    check(resolution >= 1 && scales[d] >= 0 && scales[d] <= resolution - 1,
+          "axis beyond its samples");
     hashgrid::LevelAxis<T>& axis = level.axes[d];
     axis.scale = static_cast<T>(scales[d]);
     axis.last = std::max(resolution - 2, 0);

@@ -1,9 +1,10 @@
 // The mathematics of one point on one level of a hash grid, for host and device.
 //
-// Along each axis a level has `resolution` samples, and a coordinate u in [0, 1] lies at the position
-// u * scale among them, scale <= resolution - 1. The 2^D samples around a point are its corners; the
-// row of a corner in the level's table combines one term per axis: the sum of coordinate * stride on
-// dense levels, the exclusive or of coordinate * prime, cut to the size of the table, on hashed ones.
+// Along each axis a level has `resolution` samples, and a coordinate u in [0, 1] lies at the
+// position u * scale among them, scale <= resolution - 1. The 2^D samples around a point are its
+// corners. The row of a corner in the level's table combines one term per axis: the sum of
+// sample * stride on dense levels; on hashed ones the exclusive or of sample * prime, cut to the
+// size of the table.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ HASH_GRID_HD std::uint32_t prime(int axis) {
 template <typename T>
 struct LevelAxis {
   T scale;             // position among the samples of u = 1
-  std::int32_t last;   // low sample of the last cell: resolution - 2, or 0 where there is one sample
+  std::int32_t last;   // low sample of the last cell: resolution - 2, or 0 if there is one sample
   std::uint32_t unit;  // what one step along the axis multiplies: the stride, or the prime
   std::uint32_t step;  // the same, or 0 where there is but one sample
 };

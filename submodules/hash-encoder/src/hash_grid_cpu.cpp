@@ -24,7 +24,7 @@ struct Tile {
   int count;
 };
 
-// The corners of up to kBlockPoints points on one level; corner c is high along axis d if bit d is set.
+// Corners of up to kBlockPoints points on one level; corner c is high along axis d if bit d is set.
 template <typename T, int D>
 struct Corners {
   std::uint32_t row[1 << D][kBlockPoints];
@@ -113,7 +113,7 @@ void locate(const Tile<T, D>& tile, int start, int count, const Level<T>& level,
   expand_weights(samples, count, corners);
 }
 
-// Calls body(level, start, count, samples, corners) for blocks of the tile's points, level by level.
+// Calls body(level, start, count, samples, corners) for blocks of a tile's points, level by level.
 template <typename T, int D, typename Body>
 void for_corners(const Tile<T, D>& tile, const Grid<T>& grid, int begin, int end,
                  const Body& body) {
@@ -150,8 +150,8 @@ inline int feature_count(int features) {
 #define HASH_GRID_PREFETCH(address, write) static_cast<void>(address)
 #endif
 
-// Asks for the rows of the point that comes kAhead after i. The rows of a large level lie far apart,
-// and a processor does not look that far ahead by itself.
+// Asks for the rows of the point that comes kAhead after i. The rows of a large level lie far
+// apart, and a processor does not look that far ahead by itself.
 template <bool Write, typename T, int D>
 inline void prefetch_rows(const Corners<T, D>& corners, int i, int count, const T* table,
                           int width) {
@@ -213,7 +213,7 @@ struct Band {
   bool owns(std::uint32_t row) const { return ((row >> kBandShift) & (count - 1)) == index; }
 };
 
-// Adds the gradient of a block of points to the band's rows of a level, in the order of the points.
+// Adds the gradient of a block of points to the band's rows of a level, in the points' order.
 template <int F, bool Whole, typename T, int D>
 void scatter(const Corners<T, D>& corners, const bool* nan, int count, const T* grad,
              std::int64_t stride, int features, Band band, LevelRows<T> table) {
@@ -254,7 +254,8 @@ void scatter_levels(const T* x, std::int64_t count, const Grid<T>& grid, const T
 // d(loss)/d(corner's weight) of a block of points.
 template <int F, typename T, int D>
 void corner_gradients(const Corners<T, D>& corners, int count, LevelRows<const T> table,
-                      int features, const T* grad, std::int64_t stride, T (&out)[1 << D][kBlockPoints]) {
+                      int features, const T* grad, std::int64_t stride,
+                      T (&out)[1 << D][kBlockPoints]) {
   const int width = feature_count<F>(features);
   for (int i = 0; i < count; ++i, grad += stride) {
     if (table.far) prefetch_rows<false>(corners, i, count, table.data, width);
