@@ -59,7 +59,6 @@ class TrainingArguments:
     config: Config
     configs: str | None = option(None, RECIPE_HELP + "; explicit flags win over it")
     device: str = option("auto", "where to compute; auto: a GPU when there is one", choices=DEVICES)
-    seed: int = option(0, "seed of every random choice")
     test_iterations: list[int] = option(
         [3000, 7000, 14000], "fine iterations at which the test views are measured"
     )
@@ -216,7 +215,6 @@ def _check_training(arguments: TrainingArguments) -> None:
         check_range(name, getattr(arguments, name), 1)
         setattr(arguments, name, sorted(set(getattr(arguments, name))))
     check_range("threads", arguments.threads, 0)
-    check_range("seed", arguments.seed, 0, 2**63 - 1)
     ways = [
         name for name in ("start_checkpoint", "resume", "overwrite") if getattr(arguments, name)
     ]

@@ -77,6 +77,7 @@ class ModelParams:
         0, "add this many uniformly random points in the cloud's box (published: 100000 or none)"
     )
     cache_gb: float = option(4.0, "memory for decoded frames, in GB; the rest goes to a disk cache")
+    seed: int = option(0, "seed of every random choice of a run")
     video_frames: int = option(0, "frames of the rendered camera path; 0: as many as the clip has")
 
 
@@ -131,6 +132,7 @@ class OptimizationParams:
     camera_color: bool = option(
         False,
         "learn an affine colour transform per training camera (for rigs that differ in colour)",
+        structural=True,
     )
     percent_dense: float = option(
         0.01, "split rather than clone above this scale, times the scene extent"

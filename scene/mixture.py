@@ -14,6 +14,7 @@ from arguments_MoDE.config import Config
 from scene.experts import REGISTRY, Expert, Moment, SceneFacts
 from scene.gaussian_model import Canonical, GaussianModel
 from scene.router import ATTRIBUTES, Router
+from utils.errors import UserError
 
 RawSplats = dict[str, Tensor]  # attribute of `ATTRIBUTES` -> raw values (N, ...)
 
@@ -129,6 +130,11 @@ class MoDE(nn.Module):
         for name, value in initial.items():
             if name not in self.gaussians.values:
                 self.gaussians.register(name, value)
+            elif self.gaussians[name].shape != value.shape:
+                raise UserError(
+                    f"{name} has shape {list(self.gaussians[name].shape[1:])} per Gaussian where "
+                    f"the settings ask for {list(value.shape[1:])}: config.json and model differ"
+                )
 
     def wanted(self, index: int) -> frozenset[str]:
         """Attributes that expert ``index`` must compute: the mixed ones; all, for the first."""

@@ -172,3 +172,62 @@ def test_half_a_jpeg(copy, tmp_path, capsys):
     cut(copy / "images" / "cam02" / "0001.jpg")
     line = fails(capsys, copy, tmp_path / "run")
     assert "cam02" in line and "0001.jpg" in line
+
+
+def test_a_failing_overwrite_leaves_the_old_run_alone(copy, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(copy, out)
+    (copy / "points3D_downsample.ply").unlink()
+    with pytest.raises(SystemExit):
+        cli(lambda _: train(copy, out, "--overwrite"))
+    assert saved_iterations(out) == [6]
+
+
+def test_overwriting_removes_only_what_runs_write(copy, tmp_path):
+    out = tmp_path / "run"
+    train(copy, out)
+    (out / "test").mkdir()
+    (out / "test" / "mine.png").write_text("not ours")
+    train(copy, out, "--overwrite")
+    assert (out / "test" / "mine.png").exists()
+
+
+def test_the_scene_folder_is_no_run_folder(copy, capsys):
+    with pytest.raises(SystemExit):
+        cli(lambda _: train(copy, copy, "--overwrite"))
+    assert "holds the scene itself" in capsys.readouterr().err
+
+
+def test_a_file_is_no_run_folder(copy, tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        cli(lambda _: train(copy, tmp_path / "run"))
+    assert stop.value.code == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_another_seed_is_another_run(copy, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(copy, out)
+    with pytest.raises(SystemExit):
+        cli(lambda _: train(copy, out, "--resume", "--seed", "7"))
+    assert "seed is 7" in capsys.readouterr().err
+
+
+def test_a_start_checkpoint_of_another_shape_names_the_setting(copy, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(copy, out, "--checkpoint_iterations", "3")
+    start = str(out / "checkpoint" / "fine_3")
+    with pytest.raises(SystemExit):
+        cli(
+            lambda _: train(copy, tmp_path / "b", "--start_checkpoint", start, "--control_num", "5")
+        )
+    assert "control_num was 3" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert train(copy, tmp_path / "b", "--start_checkpoint", start, "--feature_lr", "0.1") == 0
+
+
+def test_no_iterations_at_all_saves_the_canonical_model(copy, tmp_path):
+    out = tmp_path / "run"
+    train(copy, out, "--iterations", "0")
+    assert saved_iterations(out) == [0]

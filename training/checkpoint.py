@@ -39,6 +39,7 @@ from utils.files import atomic_folder, write_json
 
 FORMAT = 1
 MODEL_FILES = ("point_cloud.ply", "model.safetensors")
+STATE_KEYS = ("config", "progress", "queue", "active_sh_degree", "opacity_was_reset", "sha256")
 MANIFEST_KEYS = ("active_sh_degree", "per_gaussian", "facts", "training_seconds", "sha256")
 
 
@@ -160,7 +161,10 @@ def load_run(model_path: str | Path, iteration: int = -1, device: str = "cpu") -
         raise UserError(f"--iteration {iteration}: {model_path} has only {listed}")
     folder = model_folder(model_path, iteration)
     manifest = _read_manifest(folder)
-    model = _build(folder, manifest, config).to(device).eval()
+    try:
+        model = _build(folder, manifest, config).to(device).eval()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'manifest.json'} is damaged ({error}): copy it again") from None
     return Run(config, model, iteration, model_path, manifest["training_seconds"])
 
 
@@ -181,6 +185,8 @@ def _build(folder: Path, manifest: dict[str, Any], config: Config) -> MoDE:
     vertices = read_vertices(folder / "point_cloud.ply")
     values = {}
     for name, shape in manifest["per_gaussian"].items():
+        if len(shape) > 2 or int(np.prod(shape)) not in range(1, len(vertices) + 1):
+            raise ValueError(f"{name} cannot have shape {shape}")
         columns = ply_columns(name, tuple(shape))
         missing = [column for column in columns if column not in vertices]
         if missing:
@@ -229,6 +235,9 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     info = _read_json(folder / "state.json")
     if info.get("format") != FORMAT:
         raise UserError(f"{folder}: format {info.get('format')!r}, this version reads {FORMAT}")
+    missing = [key for key in STATE_KEYS if key not in info]
+    if missing:
+        raise UserError(f"{folder / 'state.json'} is incomplete ({', '.join(missing)})")
     check_digest(folder / "state.safetensors", info["sha256"])
     loaded = load_file(folder / "state.safetensors")
     # Copied: mapped tensors are not aligned as allocated ones are, and vectorised sums then round

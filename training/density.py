@@ -74,15 +74,20 @@ class DensityControl:
 
     def step(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> DensityChange:
         """Runs what is due at ``iteration`` of the stage."""
-        opt, change = self.opt, DensityChange()
+        opt = self.opt
         if iteration > self.until or not self.active:
-            return change
+            return DensityChange()
         cloned = split = pruned = 0
-        if iteration > opt.densify_from_iter and iteration % opt.densification_interval == 0:
+        densify = iteration > opt.densify_from_iter and iteration % opt.densification_interval == 0
+        if densify:
             cloned, split = self._densify(gaussians, optimizer, iteration)
+            self._start_over("gradient", "seen")
         due = iteration > opt.pruning_from_iter and iteration % opt.pruning_interval == 0
         if due and len(gaussians) > opt.prune_min_gaussians:
             pruned = self._prune(gaussians, optimizer, iteration)
+            self._start_over("opacity")
+        if densify:
+            self._start_over("radius")
         if iteration % opt.opacity_reset_interval == 0 and iteration < self.until:
             self._reset_opacity(gaussians, optimizer)
         return DensityChange(cloned, split, pruned)
@@ -125,19 +130,20 @@ class DensityControl:
         source = torch.cat([survivors, clones, children])
         fresh = torch.arange(len(source), device=source.device) >= len(survivors)
         gaussians.reindex(source, fresh, _children(gaussians, clones, children), optimizer.adam)
-        self._start_over(source, fresh)
+        self._follow(source, fresh)
         return len(clones), len(parents)
 
-    def _start_over(self, source: Tensor, fresh: Tensor) -> None:
-        """Empties gradient and radius statistics; opacities follow their Gaussians."""
-        opacity = self.stats["opacity"][source]
-        empty = torch.zeros(len(source), device=source.device)
-        self.stats = {
-            "gradient": empty,
-            "seen": empty.clone(),
-            "radius": empty.clone(),
-            "opacity": opacity,
-        }
+    def _follow(self, source: Tensor, fresh: Tensor) -> None:
+        """Re-indexes the statistics with the Gaussians; new ones have not been seen anywhere."""
+        for name, value in self.stats.items():
+            moved = value[source]
+            if name != "opacity":  # a child or clone is as opaque as its parent was
+                moved[fresh] = 0
+            self.stats[name] = moved
+
+    def _start_over(self, *names: str) -> None:
+        for name in names:
+            self.stats[name].zero_()
 
     def _prune(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> int:
         useless = self.stats["opacity"] < self._threshold("opacity", iteration)
@@ -145,7 +151,6 @@ class DensityControl:
             useless |= self.stats["radius"] > self.opt.max_screen_size
             size = gaussians.log_scale.detach().exp().amax(-1)
             useless |= size > self.opt.max_world_scale * self.extent
-        self.stats["opacity"].zero_()
         if useless.all():
             raise UserError(
                 f"every Gaussian fell below the opacity threshold at {self.stage} iteration "
@@ -156,7 +161,7 @@ class DensityControl:
         source = (~useless).nonzero()[:, 0]
         fresh = torch.zeros(len(source), dtype=torch.bool, device=source.device)
         gaussians.reindex(source, fresh, {}, optimizer.adam)
-        self.stats = {name: value[source] for name, value in self.stats.items()}
+        self._follow(source, fresh)
         return int(useless.sum())
 
     @torch.no_grad()
@@ -164,7 +169,7 @@ class DensityControl:
         limit = torch.tensor(RESET_OPACITY).logit().item()
         gaussians.opacity.clamp_(max=limit)
         optimizer.reset_moments(gaussians.opacity)
-        self.stats["opacity"].zero_()
+        self._start_over("opacity")
         self.opacity_was_reset = True
 
 

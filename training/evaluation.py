@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from scene import View
+from gaussian_renderer import render
+from scene import Scene, View
+from scene.mixture import MoDE
 from training.losses import to_float
 from utils.errors import UserError
 from utils.lpips import LpipsUnavailable, load_lpips
@@ -34,6 +36,19 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
     if limit == 1:
         return [count // 2]
     return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
+
+
+def view_renderer(model: MoDE, scene: Scene, iteration: int, stage: str = "fine") -> Render:
+    """A function that renders a view as of a camera never seen, on the model's device."""
+    background = torch.tensor(scene.background, device=model.gaussians.xyz.device)
+
+    @torch.no_grad()
+    def render_view(view: View) -> Tensor:
+        splats = model.deform(view.time, iteration=iteration, stage=stage)
+        degree = model.gaussians.active_sh_degree
+        return render([view.camera], splats, background, degree).images[0]
+
+    return render_view
 
 
 def target_of(view: View, device: torch.device | str) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +15,14 @@ import hexplane_encoder
 from arguments_MoDE.cli import TrainingArguments, parse_training
 from arguments_MoDE.config import Config
 from arguments_MoDE.saved import first_difference, load_config, save_config
+from arguments_MoDE.values import all_settings
 from scene import Scene, load_scene
 from scene.experts import REGISTRY, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
 from training.checkpoint import latest_checkpoint, load_state, saved_iterations
 from training.reports import Report
-from training.trainer import Plan, Trainer
+from training.trainer import Plan, Progress, Trainer
 from utils.errors import UserError
 
 
@@ -58,11 +61,11 @@ def train_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     if _is_complete(folder, arguments):
         print(f"{folder} is already trained with these settings; --overwrite trains it anew")
         return 0
-    checkpoint = _prepare(folder, arguments)
-    torch.manual_seed(arguments.seed)
+    checkpoint = _starting_point(folder, arguments)
+    device = choose_device(arguments.device)
+    torch.manual_seed(config.model.seed)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device)
     scene = load_scene(config.model)
     model = build_model(scene, config)
     if not arguments.quiet:
@@ -85,23 +88,42 @@ def _trainer(
     device: str,
     checkpoint: Path | None,
 ) -> Trainer:
-    state = load_state(checkpoint) if checkpoint else None
+    """The trainer, restored if there is a checkpoint; only now is the run folder written to."""
+    config = arguments.config
+    state = _state_of(checkpoint, config) if checkpoint else None
+    if arguments.overwrite:
+        _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(arguments.config, folder / "config.json")
-    before = state[1]["progress"]["seconds"] if state else None
-    report = Report(folder, quiet=arguments.quiet, keep_before=before)
+    save_config(config, folder / "config.json")
+    done = None
+    if state and not arguments.start_checkpoint:
+        done = Progress(**state[1]["progress"]).step(config.opt.coarse_iterations)
+    report = Report(folder, quiet=arguments.quiet, keep_through=done)
     plan = Plan(
         folder,
         arguments.test_iterations,
         arguments.save_iterations,
         arguments.checkpoint_iterations,
-        arguments.seed,
     )
-    trainer = Trainer(model, scene, arguments.config, plan, report, device)
+    trainer = Trainer(model, scene, config, plan, report, device)
     if state:
         trainer.restore(*state)
-        report.say(f"resumed from {checkpoint}")
+        report.say(f"continuing from {checkpoint}")
     return trainer
+
+
+def _state_of(checkpoint: Path, config: Config) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A checkpoint's content; an error where its model is of another shape than ``config`` says."""
+    tensors, info = load_state(checkpoint)
+    for setting in all_settings().values():
+        saved = info["config"].get(setting.section, {}).get(setting.name, setting.default)
+        given = getattr(getattr(config, setting.section), setting.name)
+        if setting.structural and saved != given:
+            raise UserError(
+                f"{checkpoint}: {setting.name} was {saved!r} there but is {given!r} now; "
+                f"continue with the settings that it was trained with"
+            )
+    return tensors, info
 
 
 def _is_complete(folder: Path, arguments: TrainingArguments) -> bool:
@@ -111,15 +133,18 @@ def _is_complete(folder: Path, arguments: TrainingArguments) -> bool:
     return same and arguments.config.opt.iterations in saved_iterations(folder)
 
 
-def _prepare(folder: Path, arguments: TrainingArguments) -> Path | None:
-    """Clears or refuses a run folder in use; returns the checkpoint to go on from, if any."""
+def _starting_point(folder: Path, arguments: TrainingArguments) -> Path | None:
+    """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
+    _check_writable(folder)
+    source = Path(arguments.config.model.source_path).resolve()
+    if folder.resolve() in (source, *source.parents):
+        raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
+    used = (folder / "config.json").is_file() and not arguments.overwrite
     if arguments.start_checkpoint:
+        if used and not arguments.resume:
+            raise UserError(f"{folder} holds a run already: choose another --expname")
         return Path(arguments.start_checkpoint)
-    if not (folder / "config.json").is_file():
-        return None
-    if arguments.overwrite:
-        for name in ("point_cloud", "checkpoint", "train", "test", "video"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+    if not used:
         return None
     if not arguments.resume:
         raise UserError(
@@ -134,6 +159,26 @@ def _prepare(folder: Path, arguments: TrainingArguments) -> Path | None:
             f"use the same settings or --overwrite"
         )
     return latest_checkpoint(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    """An early error, before the scene is read, where the run folder cannot be made."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--expname {folder}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--expname {folder}: no permission to write to {existing}")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what runs write to their folder, and nothing else."""
+    for name in ("point_cloud", "checkpoint"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for rendered in folder.glob("*/ours_*"):
+        if rendered.parent.name in ("train", "test", "video"):
+            shutil.rmtree(rendered, ignore_errors=True)
+    for name in ("metrics.json", "metrics.jsonl", "config.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _summary(scene: Scene, model: MoDE, device: str) -> str:

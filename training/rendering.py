@@ -30,10 +30,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments_MoDE.cli import parse_rendering
-from gaussian_renderer import render
 from scene import Scene, View, load_scene
 from training.checkpoint import Run, load_run, model_folder
-from training.evaluation import Perceptual, compare, finite, mean_of, measure_fps, target_of
+from training.evaluation import (
+    Perceptual,
+    compare,
+    finite,
+    mean_of,
+    measure_fps,
+    target_of,
+    view_renderer,
+)
 from training.launch import choose_device
 from utils.errors import UserError
 from utils.files import atomic_folder, write_json
@@ -69,20 +76,6 @@ def render_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     return 0
 
 
-def view_renderer(run: Run, scene: Scene, device: str) -> Callable[[View], Tensor]:
-    """A function that renders a view, (3, H, W), as of a camera never seen; without gradients."""
-    background = torch.tensor(scene.background, dtype=torch.float32, device=device)
-    model = run.model.eval()
-
-    @torch.no_grad()
-    def render_view(view: View) -> Tensor:
-        splats = model.deform(view.time, iteration=run.iteration, stage="fine")
-        degree = model.gaussians.active_sh_degree
-        return render([view.camera], splats, background, degree).images[0]
-
-    return render_view
-
-
 def render_sets(
     run: Run,
     scene: Scene,
@@ -104,7 +97,7 @@ def render_sets(
     Raises:
         UserError: a set cannot be rendered or written; its folder is then left as it was.
     """
-    render_view = view_renderer(run, scene, device)
+    render_view = view_renderer(run.model, scene, run.iteration)
     measured = any(getattr(scene, name) for name in sets if name != "video")
     perceptual = Perceptual(lpips if measured else (), device)
     results = {}

@@ -14,17 +14,17 @@ class Report:
     """Appends events to the run folder and drives the progress bar."""
 
     def __init__(
-        self, folder: Path, *, quiet: bool = False, keep_before: float | None = None
+        self, folder: Path, *, quiet: bool = False, keep_through: int | None = None
     ) -> None:
         """Opens ``metrics.jsonl``.
 
         Args:
-            keep_before: on resuming, training seconds after which older lines are dropped; None
-                starts the file anew.
+            keep_through: on resuming, the step after which older lines are dropped; None starts
+                the file anew.
         """
         self.path = folder / "metrics.jsonl"
         self.quiet = quiet
-        kept = [] if keep_before is None else _lines_until(self.path, keep_before)
+        kept = [] if keep_through is None else _lines_until(self.path, keep_through)
         self.file = self.path.open("w")
         self.file.writelines(kept)
         self.board = _tensorboard(folder)
@@ -83,11 +83,19 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _lines_until(path: Path, seconds: float) -> list[str]:
+def _lines_until(path: Path, step: int) -> list[str]:
     if not path.exists():
         return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in lines if json.loads(line)["seconds"] <= seconds]
+    lines = path.read_text().splitlines(keepends=True)
+    return [line for line in lines if _step_of(line) <= step]
+
+
+def _step_of(line: str) -> float:
+    """The line's step; a line that was cut off when the run stopped comes after everything."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _tensorboard(folder: Path) -> Any:

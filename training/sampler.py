@@ -33,6 +33,10 @@ class ViewSampler:
             self.queue = self._epoch()[::-1]
         return [self.views[i] for i in self.queue.pop()]
 
+    def coming(self) -> list[View]:
+        """The batch after the one just drawn; empty at the end of an epoch."""
+        return [self.views[i] for i in self.queue[-1]] if self.queue else []
+
     def _epoch(self) -> list[list[int]]:
         order = torch.randperm(len(self.views), generator=self.generator).tolist()
         if not self.same_time:

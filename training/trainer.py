@@ -22,14 +22,15 @@ from scene import Scene, View
 from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
-from training.checkpoint import save_model, save_state
+from training.checkpoint import save_model, save_state, saved_iterations
 from training.density import DensityControl
-from training.evaluation import evaluate_views
+from training.evaluation import evaluate_views, view_renderer
 from training.losses import CameraColors, photometric, to_float
 from training.reports import Report
 from training.sampler import ViewSampler
 from training.schedules import Optimizer, parameter_groups
 from utils.errors import UserError
+from utils.interrupts import DelayedInterrupt
 from utils.metrics import psnr
 
 STAGES = ("coarse", "fine")
@@ -46,7 +47,6 @@ class Plan:
     test_iterations: Sequence[int] = ()
     save_iterations: Sequence[int] = ()
     checkpoint_iterations: Sequence[int] = ()
-    seed: int = 0
 
 
 @dataclass
@@ -57,6 +57,21 @@ class Progress:
     iteration: int = 0  # done in this stage
     seconds: float = 0.0  # of training, without evaluation and saving
     smooth: dict[str, float] = field(default_factory=dict)  # running means for the bar
+
+    def step(self, coarse_iterations: int) -> int:
+        """Iterations done over both stages."""
+        return self.iteration + (coarse_iterations if self.stage == "fine" else 0)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Views of a batch that were rendered together, and what came out."""
+
+    views: list[View]
+    images: Tensor  # (B, 3, H, W), in the cameras' colours
+    targets: Tensor  # (B, 3, H, W) in [0, 1]
+    output: RenderOutput
+    splats: Splats
 
 
 class Trainer:
@@ -84,7 +99,7 @@ class Trainer:
             scene.train,
             config.opt.batch_size,
             same_time=config.opt.batch_same_time,
-            seed=plan.seed,
+            seed=config.model.seed,
         )
         self._start_stage("coarse")
 
@@ -106,21 +121,23 @@ class Trainer:
         self.density = DensityControl(self.config.opt, self.scene.extent, stage, length)
 
     def train(self) -> None:
-        """Runs what is left of both stages; on Ctrl-C a checkpoint is left behind."""
+        """Runs what is left of both stages and saves the model.
+
+        The first Ctrl-C is heeded between two iterations: it leaves a checkpoint behind and is
+        passed on as KeyboardInterrupt.
+        """
         self.model.train()
         try:
-            if self.progress.stage == "coarse":
-                self._run_stage()
-                self._start_stage("fine")
-            self._run_stage()
-        except KeyboardInterrupt:
-            folder = self.save_checkpoint()
-            self.report.say(f"interrupted; --resume continues from {folder}")
-            raise
+            with DelayedInterrupt() as interrupt:
+                if self.progress.stage == "coarse":
+                    self._run_stage(interrupt)
+                    self._start_stage("fine")
+                self._run_stage(interrupt)
+                self._save_if_missing()
         finally:
             self.report.close_bar()
 
-    def _run_stage(self) -> None:
+    def _run_stage(self, interrupt: DelayedInterrupt) -> None:
         stage, length = self.progress.stage, self.stage_length(self.progress.stage)
         self.report.start_stage(stage, length, self.progress.iteration)
         while self.progress.iteration < length:
@@ -130,6 +147,10 @@ class Trainer:
             self._log(numbers)
             if stage == "fine":
                 self._milestones()
+            if interrupt.requested:
+                folder = self.save_checkpoint()
+                self.report.say(f"interrupted; --resume continues from {folder}")
+                raise KeyboardInterrupt
 
     # ---- one iteration --------------------------------------------------------------------------
 
@@ -141,54 +162,65 @@ class Trainer:
         if iteration % SH_INTERVAL == 0:
             limit = min(self.config.model.sh_degree, MAX_SH_DEGREE)
             gaussians.active_sh_degree = min(gaussians.active_sh_degree + 1, limit)
-        batch = self.sampler.next()
-        images, targets, outputs, splats = self._render_batch(batch, iteration)
-        terms = photometric(images, targets, self.config.opt)
-        if self.progress.stage == "fine":
-            terms |= self.model.regularizers()
+        batch = self._next_batch()
+        shots = self._render_batch(batch, iteration)
+        terms = self._loss_terms(shots)
         loss = torch.stack(list(terms.values())).sum()
-        self._refuse_bad_loss(loss, terms, images, batch, iteration)
+        self._refuse_bad_loss(loss, terms, shots, iteration)
         loss.backward()
         self._refuse_bad_gradient(batch, iteration)
         if iteration <= self.density.until:
-            self.density.observe(outputs, [s.opacities for s in splats])
+            self.density.observe([s.output for s in shots], [s.splats.opacities for s in shots])
         self.optimizer.step()
         change = self.density.step(gaussians, self.optimizer, iteration)
         self.progress.iteration = iteration
-        return self._numbers(iteration, loss, terms, images, targets) | (
-            vars(change) if any(vars(change).values()) else {}
-        )
+        numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
+        return numbers | (vars(change) if any(vars(change).values()) else {})
 
-    def _render_batch(
-        self, batch: list[View], iteration: int
-    ) -> tuple[Tensor, Tensor, list[RenderOutput], list[Splats]]:
-        """Images and targets (B, 3, H, W); views that share their deformation share a render."""
-        images, targets, outputs, all_splats = [], [], [], []
-        for _, group in groupby(batch, key=self._deformation_key):
+    def _next_batch(self) -> list[View]:
+        """This iteration's views; the next one's images are fetched in the background."""
+        batch = self.sampler.next()
+        for view in self.sampler.coming():
+            if view.store is not None:
+                view.store.prefetch([view.slot])
+        return batch
+
+    def _render_batch(self, batch: list[View], iteration: int) -> list[Shot]:
+        """Renders the views, those together that share Gaussians and size."""
+        shots = []
+        for _, group in groupby(sorted(batch, key=self._shared), key=self._shared):
             views = list(group)
+            cameras = {view.camera_index for view in views}
             splats = self.model.deform(
                 views[0].time,
-                camera_index=views[0].camera_index,
+                # Where several cameras share a deformation, no single one's time offset is right.
+                camera_index=cameras.pop() if len(cameras) == 1 else None,
                 iteration=iteration,
                 stage=self.progress.stage,
             )
-            cameras = [view.camera for view in views]
             degree = self.model.gaussians.active_sh_degree
-            out = render(cameras, splats, self.background, degree)
+            out = render([view.camera for view in views], splats, self.background, degree)
             out.means2d.retain_grad()
-            images.append(self._in_camera_colors(out.images, views))
-            targets.append(torch.stack([view.image() for view in views]))
-            outputs.append(out)
-            all_splats.append(splats)
-        target = to_float(torch.cat(targets).to(self.device))
-        return torch.cat(images), target, outputs, all_splats
+            targets = torch.stack([view.image() for view in views]).to(self.device)
+            images = self._in_camera_colors(out.images, views)
+            shots.append(Shot(views, images, to_float(targets), out, splats))
+        return shots
 
-    def _deformation_key(self, view: View) -> tuple[float, int, tuple[int, int]]:
-        """Views with equal keys see the same Gaussians and may be rendered together."""
-        shared = self.config.opt.batch_same_time or self.progress.stage == "coarse"
-        camera = -1 if shared else view.camera_index
-        frame = 0.0 if self.progress.stage == "coarse" else view.time
-        return frame, camera, (view.camera.width, view.camera.height)
+    def _shared(self, view: View) -> tuple[float, int, int, int]:
+        """Views with equal keys see the same Gaussians at one size and are rendered together."""
+        coarse = self.progress.stage == "coarse"
+        camera = -1 if coarse or self.config.opt.batch_same_time else view.camera_index
+        return 0.0 if coarse else view.time, camera, view.camera.width, view.camera.height
+
+    def _loss_terms(self, shots: list[Shot]) -> dict[str, Tensor]:
+        """The mean over all pixels of the batch, and the regularisers."""
+        total = sum(shot.images.numel() for shot in shots)
+        terms: dict[str, Tensor] = {}
+        for shot in shots:
+            share = shot.images.numel() / total
+            for name, value in photometric(shot.images, shot.targets, self.config.opt).items():
+                terms[name] = terms.get(name, 0) + share * value
+        return terms | (self.model.regularizers() if self.progress.stage == "fine" else {})
 
     def _in_camera_colors(self, images: Tensor, views: list[View]) -> Tensor:
         if self.colors is None:
@@ -201,18 +233,19 @@ class Trainer:
         )
 
     def _refuse_bad_loss(
-        self,
-        loss: Tensor,
-        terms: dict[str, Tensor],
-        images: Tensor,
-        batch: list[View],
-        iteration: int,
+        self, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot], iteration: int
     ) -> None:
         if torch.isfinite(loss):
             return
         bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-        views = [v.name for v, i in zip(batch, images, strict=True) if not torch.isfinite(i).all()]
-        self._stop(iteration, f"loss term {', '.join(bad)}", views or [v.name for v in batch])
+        views = [
+            view.name
+            for shot in shots
+            for view, image in zip(shot.views, shot.images, strict=True)
+            if not torch.isfinite(image).all()
+        ]
+        every = [view.name for shot in shots for view in shot.views]
+        self._stop(iteration, f"loss term {', '.join(bad)}", views or every)
 
     def _refuse_bad_gradient(self, batch: list[View], iteration: int) -> None:
         bad = self.optimizer.first_bad_gradient()
@@ -229,16 +262,10 @@ class Trainer:
     # ---- reporting, evaluating, saving ----------------------------------------------------------
 
     def _numbers(
-        self,
-        iteration: int,
-        loss: Tensor,
-        terms: dict[str, Tensor],
-        images: Tensor,
-        targets: Tensor,
+        self, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot]
     ) -> dict[str, float]:
-        if iteration % LOG_INTERVAL:
-            return {}
-        numbers = {"loss": loss.item(), "psnr": psnr(images.detach(), targets).mean().item()}
+        ratios = [psnr(shot.images.detach(), shot.targets).view(-1) for shot in shots]
+        numbers = {"loss": loss.item(), "psnr": torch.cat(ratios).mean().item()}
         return numbers | {name: value.item() for name, value in terms.items()}
 
     def _log(self, numbers: dict[str, float]) -> None:
@@ -256,40 +283,42 @@ class Trainer:
 
     def _event(self, kind: str, **values: Any) -> None:
         p = self.progress
-        done = p.iteration + (self.stage_length("coarse") if p.stage == "fine" else 0)
+        done = p.step(self.stage_length("coarse"))
         self.report.event(kind, done, p.seconds, stage=p.stage, iteration=p.iteration, **values)
 
     def _milestones(self) -> None:
         iteration = self.progress.iteration
         if iteration in self.plan.test_iterations:
             self.evaluate()
-        if iteration in self.plan.save_iterations or iteration == self.stage_length("fine"):
-            save_model(self.model, self.plan.model_path, iteration, self.progress.seconds)
-            self._event("save", gaussians=len(self.model.gaussians))
+        if iteration in self.plan.save_iterations:
+            self._save()
         if iteration in self.plan.checkpoint_iterations:
             self.save_checkpoint()
 
+    def _save(self) -> None:
+        p = self.progress
+        save_model(self.model, self.plan.model_path, p.iteration, p.seconds)
+        self._event("save", gaussians=len(self.model.gaussians))
+
+    def _save_if_missing(self) -> None:
+        """Saves the last iteration, unless `_milestones` has."""
+        if self.progress.iteration not in saved_iterations(self.plan.model_path):
+            self._save()
+
     def evaluate(self) -> dict[str, dict[str, float]]:
         """PSNR and SSIM on evenly spaced test and training views, reported and returned."""
-        result = {}
+        result, p = {}, self.progress
         self.model.eval()
+        render_view = view_renderer(self.model, self.scene, p.iteration, p.stage)
         for name, views in (("test", self.scene.test), ("train", self.scene.train)):
             if not views:
                 continue
-            result[name] = evaluate_views(self.render_view, views, limit=EVALUATED_VIEWS)
+            result[name] = evaluate_views(render_view, views, limit=EVALUATED_VIEWS)
             self._event("evaluate", set=name, **result[name])
             numbers = ", ".join(f"{k} {v:.4g}" for k, v in result[name].items())
-            self.report.say(f"[{self.progress.stage} {self.progress.iteration}] {name}: {numbers}")
+            self.report.say(f"[{p.stage} {p.iteration}] {name}: {numbers}")
         self.model.train()
         return result
-
-    @torch.no_grad()
-    def render_view(self, view: View) -> Tensor:
-        """The image (3, H, W) of ``view`` as of a camera never seen."""
-        p = self.progress
-        splats = self.model.deform(view.time, iteration=p.iteration, stage=p.stage)
-        degree = self.model.gaussians.active_sh_degree
-        return render([view.camera], splats, self.background, degree).images[0]
 
     # ---- resuming -------------------------------------------------------------------------------
 
@@ -307,6 +336,7 @@ class Trainer:
         if self.colors is not None:
             tensors["colors/delta"] = self.colors.delta
         info = {
+            "config": self.config.as_dict(),
             "progress": vars(p),
             "queue": queue,
             "active_sh_degree": self.model.gaussians.active_sh_degree,

@@ -13,13 +13,19 @@ class UserError(Exception):
 def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Runs ``main(None)`` as a command: a `UserError` becomes one line on stderr and exit code 2.
 
-    Ctrl-C exits with 130 and a line, as shells expect; any other exception is a bug and keeps its
+    So does an error of the operating system that names a file (no permission, disk full). Ctrl-C
+    exits with 130 and a line, as shells expect; any other exception is a bug and keeps its
     traceback.
     """
     try:
         code = main(None)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -54,7 +54,7 @@ def detect_format(root: Path) -> Format:
     raise UserError(f"{root}: unknown scene type; looked for {looked_for} and found none of them")
 
 
-def load_scene(model: ModelParams, *, seed: int = 0) -> Scene:
+def load_scene(model: ModelParams) -> Scene:
     """Reads a scene.
 
     Files are looked at closely enough that most damage shows here; frames are decoded when views
@@ -62,7 +62,6 @@ def load_scene(model: ModelParams, *, seed: int = 0) -> Scene:
 
     Args:
         model: where the scene is and how to read it.
-        seed: of the thinning of the cloud and of random points.
 
     Raises:
         UserError: anything wrong with the folder, its files or the settings.
@@ -84,7 +83,7 @@ def load_scene(model: ModelParams, *, seed: int = 0) -> Scene:
         train=[_view(shot, resize, store) for shot in capture.train],
         test=[_view(shot, resize, store) for shot in capture.test],
         video=_video_views([resize(camera) for camera in cameras], capture, model),
-        points=_initial_points(capture.points, model, seed),
+        points=_initial_points(capture.points, model, model.seed),
         extent=scene_extent(cameras, capture.points),
         frame_count=capture.frame_count,
         background=(colour / 255.0,) * 3,

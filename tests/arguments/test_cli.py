@@ -126,7 +126,7 @@ def test_lists_negative_numbers_and_exponents():
 
 def test_the_flags_that_no_recipe_sets():
     parsed = train(
-        *("--device", "cpu", "--seed", "3", "--threads", "2", "--quiet", "--resume"),
+        *("--device", "cpu", "--threads", "2", "--quiet", "--resume"),
         *(
             "--test_iterations",
             "20",
@@ -137,7 +137,7 @@ def test_the_flags_that_no_recipe_sets():
             "5",
         ),
     )
-    assert (parsed.device, parsed.seed, parsed.threads) == ("cpu", 3, 2)
+    assert (parsed.device, parsed.threads) == ("cpu", 2)
     assert (parsed.quiet, parsed.resume, parsed.overwrite) == (True, True, False)
     assert parsed.test_iterations == [10, 20]
     assert parsed.save_iterations == []

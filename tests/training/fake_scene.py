@@ -54,7 +54,11 @@ class FakeModel:
     """Remembers how it was asked; "deforms" to the grey that the ground truth has."""
 
     def __init__(self, frames: int = 4) -> None:
-        self.gaussians = type("Gaussians", (), {"active_sh_degree": 2, "__len__": lambda _: 7})()
+        self.gaussians = type(
+            "Gaussians",
+            (),
+            {"active_sh_degree": 2, "__len__": lambda _: 7, "xyz": torch.zeros(7, 3)},
+        )()
         self.frames, self.asked = frames, []
 
     def eval(self) -> FakeModel:

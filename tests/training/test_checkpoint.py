@@ -22,6 +22,8 @@ from training.checkpoint import (
 from training.launch import build_model
 from utils.errors import UserError
 
+STATE = {"config": {}, "progress": {}, "queue": [], "active_sh_degree": 0, "opacity_was_reset": 0}
+
 
 @pytest.fixture
 def saved(tmp_path):
@@ -100,16 +102,49 @@ def test_an_interrupted_save_leaves_the_old_one(saved, monkeypatch):
 def test_checkpoint_round_trip_and_order(tmp_path):
     tensors = {"a": torch.arange(3), "b": torch.zeros(0, 2)}
     for name in ("coarse_900", "fine_20", "fine_100"):
-        save_state(tmp_path / "checkpoint" / name, tensors, {"x": name})
+        save_state(tmp_path / "checkpoint" / name, tensors, STATE | {"progress": name})
     latest = latest_checkpoint(tmp_path)
     assert latest.name == "fine_100"
     loaded, info = load_state(latest)
-    assert torch.equal(loaded["a"], tensors["a"]) and info["x"] == "fine_100"
+    assert torch.equal(loaded["a"], tensors["a"]) and info["progress"] == "fine_100"
 
 
 def test_damaged_checkpoint_is_refused(tmp_path):
-    save_state(tmp_path / "c", {"a": torch.arange(3)}, {})
+    save_state(tmp_path / "c", {"a": torch.arange(3)}, STATE)
     info = json.loads((tmp_path / "c" / "state.json").read_text())
     (tmp_path / "c" / "state.json").write_text(json.dumps(info | {"sha256": "0" * 64}))
     with pytest.raises(UserError, match="damaged"):
+        load_state(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"facts": {}},
+        {"per_gaussian": {"xyz": [3]}},
+        {"per_gaussian": {"xyz": [10**9]}},
+        {"per_gaussian": 3},
+        {"sha256": {}},
+    ],
+)
+def test_a_manifest_that_says_nonsense_is_one_line(saved, change):
+    folder, _ = saved
+    path = model_folder(folder, 7) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        load_run(folder)
+
+
+def test_settings_that_do_not_fit_the_model_are_named(saved):
+    folder, _ = saved
+    settings = tiny.config()
+    settings.hidden.control_num = 5
+    save_config(settings, folder / "config.json")
+    with pytest.raises(UserError, match="gate_xyz has shape"):
+        load_run(folder)
+
+
+def test_a_checkpoint_without_its_keys_is_refused(tmp_path):
+    save_state(tmp_path / "c", {"a": torch.arange(3)}, {"progress": {}})
+    with pytest.raises(UserError, match="incomplete"):
         load_state(tmp_path / "c")

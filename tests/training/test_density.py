@@ -175,3 +175,22 @@ def test_rotation_of_vectors_is_the_matrix_of_the_quaternion():
     assert torch.allclose(
         rotate(q, torch.tensor([[1.0, 0.0, 0.0]])), torch.tensor([[0.0, 1.0, 0.0]]), atol=1e-6
     )
+
+
+def test_the_screen_size_counts_in_a_round_that_densifies_too():
+    gaussians, optimizer, control = setup(8)
+    control.opacity_was_reset = True
+    seen(control, gaussians, [1.0] + [0.0] * 7)
+    control.stats["radius"][5] = 500
+    change = control.step(gaussians, optimizer, 600)
+    assert (change.cloned, change.pruned) == (1, 1)
+    assert 5 not in gaussians["embedding"][:, 0].tolist()
+
+
+def test_each_round_judges_what_was_seen_since_the_last():
+    gaussians, optimizer, control = setup(densify_grad_threshold_fine_init=0.6)
+    control.opt.densify_grad_threshold_after = 0.6
+    seen(control, gaussians, [0.5] * 6)
+    assert control.step(gaussians, optimizer, 600).cloned == 0
+    seen(control, gaussians, [0.65] + [0.0] * 5)  # with the old round's 0.5 the mean would be lower
+    assert control.step(gaussians, optimizer, 700).cloned == 1

@@ -13,7 +13,7 @@ from fake_scene import FakeModel, clip, fake_render, fake_scene
 from PIL import Image
 
 from arguments_MoDE.config import Config
-from training import rendering
+from training import evaluation
 from training.checkpoint import Run, model_folder
 from training.rendering import ImageWriter, collect, render_sets, table
 from utils.errors import UserError
@@ -24,7 +24,7 @@ STRICT = {"parse_constant": lambda text: pytest.fail(f"{text} is not JSON")}
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
-    monkeypatch.setattr(rendering, "render", fake_render)
+    monkeypatch.setattr(evaluation, "render", fake_render)
     folder = model_folder(tmp_path, 30)
     folder.mkdir(parents=True)
     (folder / "point_cloud.ply").write_bytes(b"x" * 1000)
@@ -76,7 +76,7 @@ def test_means_are_over_all_views_and_over_those_of_a_camera(run, monkeypatch):
         calls.append(0)
         return fake_render(cameras, splats + 0.01 * len(calls), *rest)
 
-    monkeypatch.setattr(rendering, "render", worse_and_worse)
+    monkeypatch.setattr(evaluation, "render", worse_and_worse)
     metrics = _go(run, fake_scene(test_cameras=2), sets=("test",))["test"]
     for key in ("psnr", "ssim", "psnr_8bit", "ssim_8bit"):
         values = [row[key] for row in metrics["per_view"].values()]
@@ -132,12 +132,12 @@ def test_the_runs_metrics_collect_the_sets_and_prefer_the_test_set(run, monkeypa
     collected = _load(run.model_path / "metrics.json")
     assert list(collected["sets"]) == ["train", "video"] and list(collected)[-1] == "psnr"
     assert collected["psnr"] == collected["sets"]["train"]["psnr"]
-    brighter = rendering.render
+    brighter = evaluation.render
 
     def worse(cameras, splats, *rest):
         return brighter(cameras, splats + 0.1, *rest)
 
-    monkeypatch.setattr(rendering, "render", worse)
+    monkeypatch.setattr(evaluation, "render", worse)
     _go(run, sets=("test",))
     collected = _load(run.model_path / "metrics.json")
     assert list(collected["sets"]) == ["train", "test", "video"]
@@ -158,7 +158,7 @@ def test_a_failure_leaves_the_earlier_result_and_nothing_half_done(run, monkeypa
             output.images = output.images * math.nan
         return output
 
-    monkeypatch.setattr(rendering, "render", fails_late)
+    monkeypatch.setattr(evaluation, "render", fails_late)
     with pytest.raises(UserError, match="cam00/0001.*not finite"):
         _go(run, sets=("test",))
     assert (run.model_path / "test" / "ours_30" / "metrics.json").read_text() == before
@@ -204,7 +204,7 @@ def test_no_gradient_is_recorded(run, monkeypatch):
         grad.append(torch.is_grad_enabled())
         return fake_render(*arguments)
 
-    monkeypatch.setattr(rendering, "render", watched)
+    monkeypatch.setattr(evaluation, "render", watched)
     _go(run, sets=("test",))
     assert grad and not any(grad)
 

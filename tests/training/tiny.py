@@ -29,6 +29,9 @@ class Images:
     def get(self, camera: int, frame: int) -> torch.Tensor:
         return self.pixels[camera, frame]
 
+    def prefetch(self, pairs: list[tuple[int, int]]) -> None:
+        pass
+
 
 def camera(index: int) -> Camera:
     w2c = torch.eye(4)
@@ -95,6 +98,7 @@ def config(**opt) -> Config:
 
 def trainer(folder: Path, settings: Config | None = None, **plan) -> Trainer:
     torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
     settings = settings or config()
     world = scene()
     report = Report(folder, quiet=True)
