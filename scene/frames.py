@@ -1,11 +1,11 @@
 """Ground-truth frames: uint8, decoded when asked for, never more of them in memory than a budget.
 
 A *source* is the frames of one camera: a video, or a list of images. Decoded frames live in a
-least-recently-used cache of ``budget`` bytes. When all frames together do not fit, decoded frames
-are also kept as raw bytes in an unnamed temporary file (a spool), from which a frame of 1352 x 1014
-comes back in about 2 ms. The spool is read and written, not mapped, so it never counts as the
-process's memory, and its disk space is given back when the process ends, however it ends. Videos
-are decoded once, from start to end.
+least-recently-used cache of ``budget`` bytes. When the sources asked for so far do not fit in it
+together, decoded frames are also kept as raw bytes in an unnamed temporary file (a spool), from
+which a frame of 1352 x 1014 comes back in about 2 ms. The spool is read and written, not mapped, so
+it never counts as the process's memory, and its disk space is given back when the process ends,
+however it ends. Videos are decoded once, from start to end.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import shutil
 import sys
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO
 
 import numpy as np
@@ -30,6 +31,10 @@ from utils.images import WHITE, read_image, resize_image
 from utils.video import read_video
 
 Size = tuple[int, int]  # width, height
+Slot = tuple[int, int]  # source, frame
+
+_PREFETCH_THREADS = 2
+_LESS = "lower the resolution (-r), or raise --cache_gb"  # the remedy where a disk is full
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ class FrameStore:
             sources: one per camera (or per image, where images differ in size).
             sizes: (width, height) at which each source's frames are wanted.
             budget: bytes of decoded frames to keep in memory, at least one frame.
-            spool_folder: where the spool goes if the budget does not suffice; None: the system's
-                temporary folder. Made when needed.
+            spool_folder: where the spool goes if the budget does not suffice for the sources in
+                use; None: the system's temporary folder. Made when needed.
             background: colour behind transparent pixels.
         """
         self.sources = list(sources)
@@ -85,14 +90,17 @@ class FrameStore:
         self.background = background
         self.budget = budget
         self.spool_folder = spool_folder
-        self.total_bytes = sum(len(s) * w * h * 3 for s, (w, h) in zip(sources, sizes, strict=True))
-        self._memory: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._bytes = [len(s) * w * h * 3 for s, (w, h) in zip(sources, sizes, strict=True)]
+        self._used: set[int] = set()  # sources that anything was asked of
+        self._used_bytes = 0  # of all their frames
+        self._memory: OrderedDict[Slot, np.ndarray] = OrderedDict()
         self._held = 0  # bytes in _memory
         self._memory_lock = threading.Lock()
         self._source_locks = [threading.Lock() for _ in self.sources]
+        self._keep_lock = threading.Lock()  # of _used, and of what goes where
         self._decoded: set[int] = set()  # videos that have been through the decoder
-        self._spool = _Spool(self) if self.total_bytes > budget else None
-        self._pool: ThreadPoolExecutor | None = None
+        self._spool = _Spool(spool_folder, self._bytes, self.sizes)
+        self._prefetcher: _Prefetcher | None = None
 
     def get(self, source: int, frame: int) -> torch.Tensor:
         """Frame ``frame`` of source ``source``: (H, W, 3) uint8. Shared: do not write into it.
@@ -109,26 +117,35 @@ class FrameStore:
         with self._source_locks[source]:  # two threads never decode the same source at once
             pixels = self._recall(source, frame)
             if pixels is None:
-                pixels = self._spool.read(source, frame) if self._spool else None
+                pixels = self._spool.read(source, frame)
             if pixels is None:
+                self._use({source})
                 return self._decode(source, frame)
             self._remember(source, frame, pixels)
             return pixels
 
-    def prefetch(self, wanted: Iterable[tuple[int, int]]) -> None:
-        """Begins to load (source, frame) pairs in the background; errors wait for `get`."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="frames")
-        for source, frame in wanted:
-            self._pool.submit(self._get, source, frame)
+    def prefetch(self, wanted: Iterable[Slot]) -> None:
+        """Begins to load (source, frame) pairs in the background, on threads that end nothing.
+
+        Cheap for frames that are in memory. Nothing is raised: what fails here fails in `get`.
+        """
+        missing = [slot for slot in wanted if slot not in self._memory]
+        if not missing:
+            return
+        if self._prefetcher is None:
+            self._prefetcher = _Prefetcher(self)
+        self._prefetcher.add(missing)
 
     def prepare(self, sources: Iterable[int] | None = None) -> None:
         """Decodes the videos among ``sources`` (default: all) now, with a progress bar.
+
+        Disk space, if it is needed, is looked for at once, for the images among them too.
 
         Raises:
             UserError: a damaged video or frame, or too little disk space.
         """
         chosen = range(len(self.sources)) if sources is None else sorted(set(sources))
+        self._use(chosen)
         videos = [s for s in chosen if self._needs_decoding(s)]
         total = sum(len(self.sources[s]) for s in videos)
         with _progress(total, "videos") as bar:
@@ -139,6 +156,30 @@ class FrameStore:
 
     def _needs_decoding(self, source: int) -> bool:
         return isinstance(self.sources[source], VideoFrames) and source not in self._decoded
+
+    def _use(self, sources: Iterable[int]) -> None:
+        """Counts sources as in use; the spool begins when they outgrow the budget.
+
+        Raises:
+            UserError: too little disk space for them; they do not count then.
+        """
+        with self._keep_lock:
+            new = set(sources) - self._used
+            used_bytes = self._used_bytes + sum(self._bytes[source] for source in new)
+            if new and self._spool.in_use:
+                self._spool.reserve(new)
+            elif new and used_bytes > self.budget:
+                self._begin_spool(new | self._used)
+            self._used |= new
+            self._used_bytes = used_bytes
+
+    def _begin_spool(self, sources: Iterable[int]) -> None:
+        """So far all frames fitted, so the ones in memory are all that was ever decoded."""
+        self._spool.reserve(sources)
+        with self._memory_lock:
+            frames = list(self._memory.items())
+        for slot, pixels in frames:
+            self._spool.write(*slot, pixels)
 
     def _recall(self, source: int, frame: int) -> np.ndarray | None:
         with self._memory_lock:
@@ -158,9 +199,10 @@ class FrameStore:
                 self._held -= self._memory.popitem(last=False)[1].nbytes
 
     def _keep(self, source: int, frame: int, pixels: np.ndarray) -> None:
-        if self._spool:
-            self._spool.write(source, frame, pixels)
-        self._remember(source, frame, pixels)
+        with self._keep_lock:
+            if self._spool.in_use:
+                self._spool.write(source, frame, pixels)
+            self._remember(source, frame, pixels)
 
     def _decode(self, source: int, frame: int) -> np.ndarray:
         origin = self.sources[source]
@@ -198,39 +240,106 @@ def _progress(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=f"decoding {what}", unit="frame", delay=2, mininterval=1)
 
 
+class _Prefetcher:
+    """Daemon threads that load what they are told, until the store is gone."""
+
+    def __init__(self, store: FrameStore) -> None:
+        self._queue: SimpleQueue[Slot | None] = SimpleQueue()
+        self._queued: set[Slot] = set()
+        arguments = (weakref.ref(store), self._queue, self._queued)
+        for _ in range(_PREFETCH_THREADS):
+            try:
+                threading.Thread(target=_load_all, args=arguments, daemon=True).start()
+            except RuntimeError:  # no further thread can be had: `get` does without
+                return
+            weakref.finalize(store, self._queue.put, None)
+
+    def add(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            if slot not in self._queued:
+                self._queued.add(slot)
+                self._queue.put(slot)
+
+
+def _load_all(
+    owner: weakref.ref[FrameStore], queue: SimpleQueue[Slot | None], queued: set[Slot]
+) -> None:
+    """What a prefetching thread does; it holds the store only while it loads a frame."""
+    while (slot := queue.get()) is not None:
+        store = owner()
+        try:
+            if store is not None:
+                store._get(*slot)
+        except Exception:  # the caller of `get` meets it again
+            pass
+        finally:
+            queued.discard(slot)
+            del store
+
+
 class _Spool:
     """Raw frames in one unnamed temporary file; which of them are there is known in memory."""
 
-    def __init__(self, store: FrameStore) -> None:
-        self._folder = store.spool_folder
-        self._bytes = store.total_bytes
-        self._shapes = [(h, w, 3) for w, h in store.sizes]
-        counts = [len(s) * h * w * 3 for s, (w, h) in zip(store.sources, store.sizes, strict=True)]
-        self._starts = np.cumsum([0, *counts])
-        self._filled: set[tuple[int, int]] = set()
+    def __init__(
+        self, folder: str | Path | None, source_bytes: Sequence[int], sizes: Sequence[Size]
+    ) -> None:
+        self._folder = Path(folder or tempfile.gettempdir())
+        self._source_bytes = source_bytes
+        self._shapes = [(h, w, 3) for w, h in sizes]
+        self._starts: dict[int, int] = {}  # offsets of the sources that disk space was found for
+        self._end = 0  # bytes that they take when all are written
+        self._written = 0  # bytes of them so far
+        self._filled: set[Slot] = set()
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
 
+    @property
+    def in_use(self) -> bool:
+        """Whether the spool has begun."""
+        return bool(self._starts)
+
+    def reserve(self, sources: Iterable[int]) -> None:
+        """Makes sure that there is disk space for these and for what is still to be written.
+
+        Raises:
+            UserError: there is too little, or no file can be made.
+        """
+        with self._lock:
+            added = {source: self._source_bytes[source] for source in sorted(sources)}
+            missing = self._end - self._written + sum(added.values())
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                free = shutil.disk_usage(self._folder).free
+                if free < missing:
+                    raise UserError(
+                        f"{self._folder}: decoded frames need {missing / 1e9:.1f} GB of disk and "
+                        f"{free / 1e9:.1f} GB are free; {_LESS}"
+                    )
+                self._open()
+            except OSError as error:
+                raise self._unwritable(error) from None
+            for source, count in added.items():
+                self._starts[source] = self._end
+                self._end += count
+
     def _open(self) -> BinaryIO:
         if self._file is None:
-            folder = Path(self._folder or tempfile.gettempdir())
-            folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder).free
-            if free < self._bytes:
-                raise UserError(
-                    f"{folder}: decoded frames need {self._bytes / 1e9:.1f} GB of disk and "
-                    f"{free / 1e9:.1f} GB are free; lower -r or --duration, or raise --cache_gb"
-                )
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)
             print(
-                f"note: decoded frames ({self._bytes / 1e9:.1f} GB) exceed --cache_gb; "
-                f"the rest goes to a temporary file in {folder}",
+                "note: decoded frames exceed --cache_gb; they are also kept in a temporary file "
+                f"in {self._folder}",
                 file=sys.stderr,
             )
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
         return self._file
 
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._folder}: the disk cache of frames cannot be written "
+            f"({error.strerror or error}); {_LESS}"
+        )
+
     def _offset(self, source: int, frame: int) -> int:
-        return int(self._starts[source]) + frame * int(np.prod(self._shapes[source]))
+        return self._starts[source] + frame * int(np.prod(self._shapes[source]))
 
     def read(self, source: int, frame: int) -> np.ndarray | None:
         """The frame, or None if it has not been written."""
@@ -261,8 +370,6 @@ class _Spool:
                 while view:
                     view = view[file.write(view) :]
             except OSError as error:
-                raise UserError(
-                    f"{self._folder}: the disk cache of frames cannot be written "
-                    f"({error.strerror}); lower -r or --duration, or raise --cache_gb"
-                ) from None
+                raise self._unwritable(error) from None
             self._filled.add((source, frame))
+            self._written += pixels.nbytes

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -129,13 +132,66 @@ def test_prepare_decodes_the_videos_asked_for(videos, tmp_path, decodes):
     assert decodes == ["cam1.mp4", "cam0.mp4"]
 
 
+def _wait(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_prefetch_brings_frames_into_memory(images, tmp_path, decodes):
     store = _store(images, 100 * FRAME, tmp_path)
     store.prefetch([(0, 1), (2, 4)])
-    store._pool.shutdown(wait=True)
-    assert set(store._memory) == {(0, 1), (2, 4)}
+    _wait(lambda: set(store._memory) == {(0, 1), (2, 4)})
     store.get(2, 4)
     assert len(decodes) == 2
+
+
+def test_prefetch_of_what_is_there_starts_nothing(images, tmp_path):
+    store = _store(images, 100 * FRAME, tmp_path)
+    store.get(0, 1)
+    store.prefetch([(0, 1)] * 3)
+    assert store._prefetcher is None
+
+
+def test_prefetch_uses_few_daemon_threads_that_end_with_the_store(images, tmp_path):
+    before = set(threading.enumerate())
+    store = _store(images, 100 * FRAME, tmp_path)
+    for frame in range(5):
+        store.prefetch([(0, frame), (1, frame), (2, frame)])
+    started = set(threading.enumerate()) - before
+    assert 1 <= len(started) <= 2 and all(thread.daemon for thread in started)
+    memory = store._memory
+    _wait(lambda: len(memory) == 15)
+    del store
+    _wait(lambda: not any(thread.is_alive() for thread in started))
+
+
+def test_a_failed_prefetch_is_silent_until_the_frame_is_asked_for(images, tmp_path, capfd):
+    images[1].paths[2].write_bytes(b"")
+    store = _store(images, 100 * FRAME, tmp_path)
+    store.prefetch([(1, 2), (9, 9), (1, 3)])
+    _wait(lambda: (1, 3) in store._memory and not store._prefetcher._queued)
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UserError, match="1_2.png"):
+        store.get(1, 2)
+
+
+def test_prefetching_does_not_keep_the_process_alive(images, root):
+    """The first frame of the script takes a minute to decode."""
+    script = f"""
+import time
+import scene.frames as frames
+frames.read_image = lambda *_, **__: time.sleep(60)
+source = frames.ImageFrames(({str(images[0].paths[0])!r},), (32, 24))
+store = frames.FrameStore([source], [(32, 24)])
+store.prefetch([(0, 0)])
+time.sleep(0.1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, timeout=50, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_many_threads_get_the_right_frames(images, videos, tmp_path, decodes):
@@ -176,6 +232,51 @@ def test_too_little_disk_is_an_error_before_anything_is_written(images, tmp_path
     monkeypatch.setattr(frames_module.shutil, "disk_usage", lambda _: type("U", (), {"free": 10}))
     with pytest.raises(UserError, match=r"GB of disk.*--cache_gb"):
         _store(images, 1, tmp_path).get(0, 0)
+
+
+def _free(monkeypatch, space: int) -> None:
+    """The disk has ``space`` bytes left, whatever is written."""
+    usage = type("Usage", (), {"free": space})
+    monkeypatch.setattr(frames_module.shutil, "disk_usage", lambda _: usage)
+
+
+def test_sources_that_nobody_asks_for_need_no_disk(images, tmp_path, monkeypatch):
+    _free(monkeypatch, 0)
+    store = _store(images, 5 * FRAME, tmp_path)
+    for frame in range(5):
+        store.get(1, frame)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="GB of disk"):
+        store.get(2, 0)
+    assert np.array_equal(store.get(1, 4).numpy(), _pixels(1, 4))
+
+
+def test_disk_space_is_counted_as_sources_are_used(images, tmp_path, monkeypatch):
+    _free(monkeypatch, 10 * FRAME)
+    store = _store(images, FRAME, tmp_path)
+    store.get(0, 0), store.get(1, 0)
+    with pytest.raises(UserError, match="GB of disk"):
+        store.get(2, 0)  # 4 + 4 frames are still to be written, 5 more do not fit
+    for frame in range(5):
+        store.get(0, frame), store.get(1, frame)
+    assert np.array_equal(store.get(2, 0).numpy(), _pixels(2, 0))
+
+
+def test_prepare_looks_for_disk_space_for_all_it_is_told(images, tmp_path, monkeypatch, decodes):
+    _free(monkeypatch, 12 * FRAME)
+    store = _store(images, FRAME, tmp_path)
+    store.prepare([0, 1])
+    with pytest.raises(UserError, match="GB of disk"):
+        store.prepare()
+    assert decodes == []
+
+
+def test_frames_decoded_before_the_spool_began_are_in_it(images, tmp_path, decodes):
+    store = _store(images, 6 * FRAME, tmp_path)
+    for source in (0, 1, 2, 0, 1, 2):
+        for frame in range(5):
+            assert np.array_equal(store.get(source, frame).numpy(), _pixels(source, frame))
+    assert len(decodes) == len(set(decodes)) == 15
 
 
 def test_a_failed_video_is_not_taken_for_decoded(videos, tmp_path):
