@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.stage import actors, cloud, rig, room
 from demo.stage.meshes import Mesh, merge
+from scene.point_cloud import write_vertices
 from utils.errors import UserError, cli
 from utils.files import atomic_folder
 
@@ -135,7 +136,8 @@ def make_scene(options: argparse.Namespace) -> str:
     with atomic_folder(options.out) as folder:
         np.save(folder / "poses_bounds.npy", rig.poses_bounds(cameras, bounds))
         points = make_points(cameras, background, options.points, options.seed)
-        cloud.write_ply(folder / "points3D_downsample.ply", points)
+        columns = {name: points[name] for name in points.dtype.names}
+        write_vertices(folder / "points3D_downsample.ply", columns)
         for camera, frames in zip(
             cameras, tqdm(clips, desc="encoding", unit="camera"), strict=True
         ):

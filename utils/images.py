@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
-from utils.files import atomic_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 WHITE = (255, 255, 255)
@@ -111,12 +110,6 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = size[0] <= pixels.shape[1] and size[1] <= pixels.shape[0]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     return np.array(Image.fromarray(pixels).resize(size, method))
-
-
-def write_image(path: str | Path, pixels: np.ndarray) -> None:
-    """Writes (H, W, 3) or (H, W) uint8 as PNG or JPEG, by the suffix, atomically."""
-    with atomic_file(path) as temporary:
-        Image.fromarray(pixels).save(temporary, quality=95)
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -89,12 +88,3 @@ def _noisy(
     for name, values in zip(PLY_DTYPE.names[6:], colors.T, strict=True):
         points[name] = np.round(255 * values)
     return points
-
-
-def write_ply(path: Path, points: np.ndarray) -> None:
-    """Binary little-endian PLY of an array of PLY_DTYPE."""
-    kinds = {"f": "float", "u": "uchar"}
-    fields = [f"property {kinds[PLY_DTYPE[name].kind]} {name}" for name in PLY_DTYPE.names]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
-    text = "\n".join([*header, *fields, "end_header", ""])
-    path.write_bytes(text.encode("ascii") + points.tobytes())

@@ -191,6 +191,19 @@ def test_markers_land_where_the_poses_file_says(painter: Painter) -> None:
     np.testing.assert_allclose(np.mean(offsets, axis=0), 0, atol=0.02)
 
 
+def test_the_cloud_is_written_as_the_script_writes_it(tmp_path: Path) -> None:
+    from demo.stage.cloud import PLY_DTYPE
+    from scene.point_cloud import read_vertices, write_vertices
+
+    columns = read_vertices(SCENE / "points3D_downsample.ply")
+    assert {name: values.dtype for name, values in columns.items()} == {
+        name: PLY_DTYPE[name] for name in PLY_DTYPE.names
+    }
+    write_vertices(tmp_path / "points.ply", columns)
+    written = (tmp_path / "points.ply").read_bytes()
+    assert written == (SCENE / "points3D_downsample.ply").read_bytes()
+
+
 def test_the_files_are_those_that_the_script_makes(
     painter: Painter, clips: dict[str, np.ndarray]
 ) -> None:

@@ -14,7 +14,6 @@ from utils.images import (
     natural_key,
     read_image,
     resize_image,
-    write_image,
 )
 
 
@@ -24,10 +23,9 @@ def _noise(height: int = 40, width: int = 60, channels: int = 3) -> np.ndarray:
 
 
 def test_png_survives_the_round_trip(tmp_path):
-    write_image(tmp_path / "a.png", _noise())
+    Image.fromarray(_noise()).save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png"), _noise())
     assert check_image(tmp_path / "a.png") == (60, 40)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -59,7 +57,7 @@ def test_missing_and_foreign_files_are_named(tmp_path):
 
 def test_enormous_image_is_refused_not_decoded(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    write_image(path, _noise())
+    Image.fromarray(_noise()).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="a.png"):
         read_image(path)
