@@ -50,6 +50,7 @@ __all__ = [
 
 RECIPE_HELP = "recipe file, relative to the current directory or else to the repository"
 DEVICES = ("auto", "cpu", "cuda")
+DEVICE_HELP = "where to compute; auto: a GPU if there is one and the native packages can use it"
 
 
 @dataclass
@@ -58,7 +59,7 @@ class TrainingArguments:
 
     config: Config
     configs: str | None = option(None, RECIPE_HELP + "; explicit flags win over it")
-    device: str = option("auto", "where to compute; auto: a GPU when there is one", choices=DEVICES)
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     test_iterations: list[int] = option(
         [3000, 7000, 14000], "fine iterations at which the test views are measured"
     )
@@ -92,8 +93,10 @@ class RenderingArguments:
     skip_train: bool = option(False, "leave the training views out")
     skip_test: bool = option(False, "leave the held-out views out")
     skip_video: bool = option(False, "leave the path of novel views out")
-    device: str = option("auto", "where to compute; auto: a GPU when there is one", choices=DEVICES)
-    seed: int = option(0, "seed of every random choice")
+    skip_existing: bool = option(
+        False, "leave out what was rendered since the model was saved, whatever the flags were then"
+    )
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     quiet: bool = option(False, "print results only: no progress, no notes")
     threads: int = option(0, "CPU threads; 0: PyTorch's default")
     lpips: bool = option(True, "measure LPIPS too, when its weights are found")
@@ -103,6 +106,9 @@ class RenderingArguments:
     )
     video_frames: int | None = option(
         None, "frames of the rendered camera path; 0: as many as the clip has; default: the run's"
+    )
+    cache_gb: float | None = option(
+        None, "memory for decoded frames, in GB, as in training; default: the run's"
     )
 
 
@@ -138,8 +144,21 @@ def parse_training(
     return arguments
 
 
-def parse_rendering(argv: Sequence[str] | None, prog: str, description: str) -> RenderingArguments:
+def parse_rendering(
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    known_experts: Sequence[str] = (),
+) -> RenderingArguments:
     """Reads a rendering command line and the settings of the run that it names.
+
+    ``config.model.model_path`` is then the run folder, wherever the run was trained.
+
+    Args:
+        argv: the arguments without the program's name; None: those of this process.
+        prog: the program's name in ``--help``.
+        description: its first line there.
+        known_experts: names that the run's experts may have; empty: not checked.
 
     Raises:
         UserError: names the flag, the run folder, or the setting in which a recipe contradicts it.
@@ -149,15 +168,23 @@ def parse_rendering(argv: Sequence[str] | None, prog: str, description: str) -> 
     values = _parse(rendering_parser(prog, description), argv, note)
     folder = _existing_run(run_folder(values.pop("expname"), values.pop("model_path")))
     config = load_config(folder / "config.json")
+    _check_saved(folder / "config.json", config, known_experts)
     check_recipe(config, recipe)
-    overrides = ("source_path", "resolution", "video_frames")
-    for name in overrides:
+    for name in ("source_path", "resolution", "video_frames", "cache_gb"):
         if values[name] is not None:
             setattr(config.model, name, values[name])
+    config.model.model_path, config.model.expname = str(folder), ""
     validate(config)
     check_range("iteration", values["iteration"], -1)
     check_range("threads", values["threads"], 0)
     return RenderingArguments(model_path=folder, config=config, **values)
+
+
+def _check_saved(path: Path, config: Config, known_experts: Sequence[str]) -> None:
+    try:
+        validate(config, known_experts)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; restore the file or retrain the run") from None
 
 
 def run_folder(expname: str, model_path: str) -> Path:

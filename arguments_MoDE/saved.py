@@ -12,7 +12,8 @@ from arguments_MoDE.values import Sections, accept, all_settings, merged, sectio
 from utils.errors import UserError
 from utils.files import write_json
 
-LOCATIONS = ("model_path", "expname")  # where a run lies, not what it is
+# Where a run lies and how it is handled, not what it is.
+IRRELEVANT = ("model_path", "expname", "cache_gb", "video_frames")
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -61,10 +62,11 @@ def first_difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     """The first setting in which two runs differ, as (name, one's, other's), or None.
 
     Where a run lies does not count, and of the scene's folder only its name does: both may have
-    been moved, or given as a relative path once and as an absolute one later.
+    been moved, or given as a relative path once and as an absolute one later. Nor do settings that
+    nothing trained depends on.
     """
     for setting in all_settings().values():
-        if setting.name in LOCATIONS:
+        if setting.name in IRRELEVANT:
             continue
         a = getattr(getattr(one, setting.section), setting.name)
         b = getattr(getattr(other, setting.section), setting.name)

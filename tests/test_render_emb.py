@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import render_emb
 from arguments_MoDE.cli import parse_training, save_config
 from scene import load_scene
+from training import rendering
 from training.checkpoint import model_folder, save_model
 from training.launch import build_model
 from utils.errors import cli
@@ -214,6 +216,55 @@ def test_a_scene_that_moved_is_found_with_a_flag(run, source, tmp_path, capsys):
     (run / "config.json").write_text(json.dumps(config))
     assert "gone" in fails(capsys, run)
     assert render(run, "--skip_train", "--skip_video", "-s", str(source)) == 0
+
+
+def test_a_run_that_moved_keeps_its_frames_where_it_is_now(run, tmp_path, capsys):
+    """They exceed the memory they may have, and their file goes into the run folder."""
+    config = json.loads((run / "config.json").read_text())
+    config["ModelParams"].update(model_path=str(tmp_path / "before"), cache_gb=1e-5)
+    (run / "config.json").write_text(json.dumps(config))
+    assert render(run, "--skip_train", "--skip_video") == 0
+    assert f"temporary file in {run}" in capsys.readouterr().err
+    assert not (tmp_path / "before").exists()
+
+
+def _rendered_at(run: Path) -> dict[str, int]:
+    """Inode by set: a folder that is rendered again is another one."""
+    return {name: (run / name).stat().st_ino for name in ("test/ours_100", "video/ours_100")}
+
+
+def test_existing_renders_are_left_until_the_model_is_newer(run, capsys):
+    flags = ("--skip_train", "--skip_existing")
+    render(run, *flags)
+    before = _rendered_at(run)
+    capsys.readouterr()
+    render(run, "--iteration", "20", "--skip_train", "--skip_video")
+    shutil.move(run / "config.json", run / "kept.json")
+    config = json.loads((run / "kept.json").read_text())
+    config["ModelParams"]["source_path"] = "gone"  # which nobody looks at
+    (run / "config.json").write_text(json.dumps(config))
+    assert render(run, *flags) == 0
+    assert _rendered_at(run) == before
+    assert capsys.readouterr().out.count("is rendered already") == 2
+    assert json.loads((run / "metrics.json").read_text())["iteration"] == 100
+    shutil.move(run / "kept.json", run / "config.json")
+    os.utime(model_folder(run, 100) / "manifest.json")
+    (run / "video" / "ours_100" / "metrics.json").touch()
+    render(run, *flags)
+    after = _rendered_at(run)
+    assert after["test/ours_100"] != before["test/ours_100"]
+    assert after["video/ours_100"] == before["video/ours_100"]
+
+
+def test_existing_renders_and_a_set_without_views_are_no_error(run, monkeypatch):
+    def without_test_views(model):
+        scene = load_scene(model)
+        scene.test = []
+        return scene
+
+    monkeypatch.setattr(rendering, "load_scene", without_test_views)
+    render(run, "--skip_train", "--skip_test")
+    assert render(run, "--skip_train", "--skip_existing") == 0
 
 
 def test_corrupt_video_of_the_scene(run, source, tmp_path, capsys):

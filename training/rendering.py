@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from arguments_MoDE.cli import parse_rendering
 from scene import Scene, View, load_scene
-from training.checkpoint import Run, load_run, model_folder
+from scene.experts import REGISTRY
+from training.checkpoint import Run, load_run, model_folder, saved_iterations
 from training.evaluation import (
     Perceptual,
     compare,
@@ -56,24 +57,70 @@ _NOT_COLLECTED = ("per_view", "per_camera")
 
 def render_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     """Renders a run as the command line says; returns the exit code."""
-    arguments = parse_rendering(argv, prog, description)
+    arguments = parse_rendering(argv, prog, description, tuple(REGISTRY))
     sets = [name for name in SETS if not getattr(arguments, f"skip_{name}")]
     if not sets:
         raise UserError("--skip_train, --skip_test and --skip_video leave nothing to render")
+    nets = NETS if arguments.lpips else ()
+    wanted = sets
+    if arguments.skip_existing:
+        sets = _not_yet_rendered(sets, arguments.model_path, arguments.iteration, nets)
+        if not sets:
+            return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
     device = choose_device(arguments.device)
     run = load_run(arguments.model_path, arguments.iteration, device)
     scene = load_scene(arguments.config.model)
-    nets = NETS if arguments.lpips else ()
+    scene.prepare([view for name in sets for view in getattr(scene, name)])
     results = render_sets(run, scene, sets=sets, device=device, lpips=nets, quiet=arguments.quiet)
-    if not results:
+    if not results and sets == wanted:
         raise UserError(f"{scene.source_path} has no views in the sets {', '.join(sets)}")
-    print(table(results))
+    if results:
+        print(table(results))
     for name in results:
-        print(run.model_path / name / f"ours_{run.iteration}")
+        print(set_folder(run.model_path, name, run.iteration))
     return 0
+
+
+def set_folder(model_path: Path, name: str, iteration: int) -> Path:
+    """Where the rendered set ``name`` lies."""
+    return model_path / name / f"ours_{iteration}"
+
+
+def _not_yet_rendered(
+    sets: Sequence[str], model_path: Path, iteration: int, nets: Sequence[str]
+) -> list[str]:
+    """The sets without those that `is_rendered`, which are printed."""
+    if iteration == -1:
+        iteration = max(saved_iterations(model_path), default=-1)
+    done = [name for name in sets if is_rendered(model_path, name, iteration, nets)]
+    for name in done:
+        print(f"{set_folder(model_path, name, iteration)} is rendered already")
+    if done:
+        write_json(model_path / "metrics.json", collect(model_path, iteration))
+    return [name for name in sets if name not in done]
+
+
+def is_rendered(model_path: Path, name: str, iteration: int, nets: Sequence[str]) -> bool:
+    """Whether a set was rendered after its model was saved, and measured with what there is.
+
+    Args:
+        nets: LPIPS networks; one that was not available then, and is now, is a reason to measure
+            again.
+    """
+    path = set_folder(model_path, name, iteration) / "metrics.json"
+    manifest = model_folder(model_path, iteration) / "manifest.json"
+    try:
+        if path.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            return False
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    missing = [net for net in nets if f"lpips_{net}_views" not in record]
+    return "psnr" not in record or not Perceptual(missing, "cpu").models
 
 
 def render_sets(
@@ -120,7 +167,7 @@ def _render_set(
     device: str,
     quiet: bool,
 ) -> dict[str, Any]:
-    out = run.model_path / name / f"ours_{run.iteration}"
+    out = set_folder(run.model_path, name, run.iteration)
     fps, timed = measure_fps(render_view, views, device)
     try:
         with atomic_folder(out) as folder:
@@ -297,7 +344,7 @@ def collect(model_path: Path, iteration: int) -> dict[str, Any]:
     """
     sets = {}
     for name in SETS:
-        path = model_path / name / f"ours_{iteration}" / "metrics.json"
+        path = set_folder(model_path, name, iteration) / "metrics.json"
         if path.is_file():
             values = json.loads(path.read_text())
             sets[name] = {k: v for k, v in values.items() if k not in _NOT_COLLECTED}

@@ -234,6 +234,33 @@ def test_rendering_takes_the_settings_of_the_run_and_a_few_overrides(run):
     assert parsed.config.model.source_path == "moved"
     assert (parsed.config.model.resolution, parsed.config.model.video_frames) == (2, 5)
     assert parsed.lpips is False
+    assert render("-m", "run", "--cache_gb", "0.5").config.model.cache_gb == 0.5
+
+
+def test_rendering_knows_where_a_moved_run_is(run):
+    config = Config()
+    config.model.model_path = "where/it/was/trained"
+    save_config(config, run / "config.json")
+    assert render("-m", "run").config.model.model_path == "run"
+
+
+def test_an_unknown_expert_or_a_bad_value_of_a_saved_run_is_named(run):
+    config = Config()
+    config.hidden.experts = ["hexplane", "gird"]
+    save_config(config, run / "config.json")
+    known = ("hexplane", "embedding")
+    with pytest.raises(UserError, match=r"config\.json: --experts: there is no expert 'gird'"):
+        parse_rendering(["-m", "run"], "render_emb.py", "", known)
+    config = Config()
+    config.opt.batch_size = 0
+    save_config(config, run / "config.json")
+    with pytest.raises(UserError, match=r"config\.json: --batch_size is 0"):
+        parse_rendering(["-m", "run"], "render_emb.py", "", known)
+
+
+def test_there_is_nothing_random_in_rendering(run):
+    with pytest.raises(UserError, match="unknown flag --seed"):
+        render("-m", "run", "--seed", "1")
 
 
 def test_a_recipe_that_contradicts_the_run_is_refused(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from PIL import Image
 from arguments_MoDE.config import Config
 from training import evaluation
 from training.checkpoint import Run, model_folder
-from training.rendering import ImageWriter, collect, render_sets, table
+from training.rendering import ImageWriter, collect, is_rendered, render_sets, table
 from utils.errors import UserError
+from utils.lpips import LpipsUnavailable
 from utils.video import probe_video
 
 STRICT = {"parse_constant": lambda text: pytest.fail(f"{text} is not JSON")}
@@ -207,6 +209,36 @@ def test_no_gradient_is_recorded(run, monkeypatch):
     monkeypatch.setattr(evaluation, "render", watched)
     _go(run, sets=("test",))
     assert grad and not any(grad)
+
+
+def test_what_is_rendered_already_is_newer_than_the_model_and_whole(run):
+    _go(run, sets=("test",))
+    assert is_rendered(run.model_path, "test", 30, ())
+    assert not is_rendered(run.model_path, "train", 30, ())
+    assert not is_rendered(run.model_path, "test", 31, ())
+    metrics = run.model_path / "test" / "ours_30" / "metrics.json"
+    text = metrics.read_text()
+    for damaged in (text[:-9], "[]"):
+        metrics.write_text(damaged)
+        assert not is_rendered(run.model_path, "test", 30, ())
+    metrics.write_text(text)
+    later = metrics.stat().st_mtime_ns + 10**9
+    os.utime(model_folder(run.model_path, 30) / "manifest.json", ns=(later, later))
+    assert not is_rendered(run.model_path, "test", 30, ())
+
+
+def test_lpips_that_can_be_had_now_is_measured_after_all(run, monkeypatch):
+    _go(run, sets=("test", "video"))
+    monkeypatch.setattr(evaluation, "load_lpips", _no_weights)
+    assert is_rendered(run.model_path, "test", 30, ("alex",))
+    monkeypatch.setattr(evaluation, "load_lpips", lambda net, device: torch.nn.Identity())
+    assert not is_rendered(run.model_path, "test", 30, ("alex",))
+    assert is_rendered(run.model_path, "test", 30, ())
+    assert is_rendered(run.model_path, "video", 30, ("alex",))
+
+
+def _no_weights(net, device):
+    raise LpipsUnavailable("not available because there are no weights")
 
 
 def test_the_table_names_sets_and_reasons(run):
