@@ -11,9 +11,15 @@ PYTEST ?=
 
 BOOTSTRAP = $(PYTHON) script/bootstrap.py
 # The Python that everything runs in: the active environment's, or .venv's.
-RUN = $(shell $(BOOTSTRAP) --print-python)
+RUN = "$(shell $(BOOTSTRAP) --print-python)"
 # A finished demo is not trained again, an interrupted one goes on; FORCE=1 starts anew.
 TRAIN_DEMO = train_emb.py -s demo/scene --configs arguments_MoDE/demo/demo.py $(if $(FORCE),--overwrite,--resume)
+# Trains into $(1) with the further flags $(2); the program's own messages speak of flags, not of make.
+define train
+@echo '$(RUN) $(TRAIN_DEMO) --expname "$(1)" $(2)'
+@$(RUN) $(TRAIN_DEMO) --expname "$(1)" $(2) || { code=$$?; [ $$code -ne 2 -o -n "$(FORCE)" ] || \
+	echo "If the settings have changed since it was trained: make $@ FORCE=1" >&2; exit $$code; }
+endef
 
 help:  ## this list
 	@echo "MoE-GS Studio. Targets:"
@@ -28,14 +34,15 @@ setup-dev:  ## the same and what the tests need
 	@$(BOOTSTRAP) --dev --torch "$(TORCH)"
 
 demo: setup  ## trains on the demo scene, renders the held-out camera, prints metrics
-	$(RUN) $(TRAIN_DEMO) --expname $(DEMO)
-	$(RUN) render_emb.py --model_path $(DEMO) --skip_train
-	@$(RUN) script/show_metrics.py $(DEMO)
+	$(call train,$(DEMO))
+	$(RUN) render_emb.py --model_path "$(DEMO)" --skip_train --skip_existing
+	@$(RUN) script/show_metrics.py "$(DEMO)"
 
 demo-static: setup  ## the same with deformation switched off, beside the demo's numbers
-	$(RUN) $(TRAIN_DEMO) --expname $(DEMO)_static --static
-	$(RUN) render_emb.py --model_path $(DEMO)_static --skip_train --skip_video
-	@$(RUN) script/show_metrics.py $(wildcard $(DEMO)) $(DEMO)_static
+	$(call train,$(DEMO)_static,--static)
+	$(RUN) render_emb.py --model_path "$(DEMO)_static" --skip_train --skip_video --skip_existing
+	@if [ -d "$(DEMO)/test" ]; then set -- "$(DEMO)"; fi; \
+	$(RUN) script/show_metrics.py "$$@" "$(DEMO)_static"
 
 test: setup-dev  ## sets up and runs the tests
 	@$(RUN) -m pytest $(PYTEST)
