@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from arguments_MoDE.config import Config, option
 from arguments_MoDE.recipe import Note, nearest, print_note, read_recipe
-from arguments_MoDE.retired import RETIRED_FLAGS
+from arguments_MoDE.retired import RETIRED_AT_RENDERING, RETIRED_FLAGS
 from arguments_MoDE.saved import check_recipe, first_difference, load_config, save_config
 from arguments_MoDE.values import (
     Sections,
@@ -267,7 +267,7 @@ def training_parser(prog: str, description: str, base: Config | None = None) -> 
     for name, section in section_types().items():
         values = {**vars(getattr(base, name)), "expname": "", "model_path": ""}
         _add_group(parser, name, section.__doc__ or "", settings_of(section), values)
-    _add_retired(parser)
+    _add_retired(parser, RETIRED_FLAGS)
     return parser
 
 
@@ -285,7 +285,7 @@ def rendering_parser(prog: str, description: str) -> _Parser:
     _add_group(parser, "run", "Which run to render.", run, {})
     rest = settings_of(RenderingArguments)
     _add_group(parser, "rendering", "What to render.", rest, {})
-    _add_retired(parser)
+    _add_retired(parser, RETIRED_FLAGS | RETIRED_AT_RENDERING)
     return parser
 
 
@@ -299,6 +299,8 @@ class _Formatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     """Reports a faulty line as a `UserError` instead of printing the usage."""
+
+    retired: dict[str, tuple[bool, str]]  # accepted flags without effect: takes a value, why
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
@@ -408,8 +410,9 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _add_retired(parser: _Parser) -> None:
-    for name, (takes_value, _) in RETIRED_FLAGS.items():
+def _add_retired(parser: _Parser, retired: dict[str, tuple[bool, str]]) -> None:
+    parser.retired = retired
+    for name, (takes_value, _) in retired.items():
         keywords = {} if takes_value else {"action": "store_true"}
         dest = f"retired_{name}"
         parser.add_argument(
@@ -428,7 +431,7 @@ def _parse(parser: _Parser, argv: Sequence[str], note: Note) -> dict[str, Any]:
         hint = nearest(word, names) or " (--help lists the flags)"
         raise UserError(f"unknown flag {word}{hint}")
     values = vars(known)
-    for name, (_, reason) in RETIRED_FLAGS.items():
+    for name, (_, reason) in parser.retired.items():
         if values.pop(f"retired_{name}") is not None:
             note(f"--{name} has no effect: {reason}")
     return values

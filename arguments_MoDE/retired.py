@@ -92,3 +92,7 @@ RETIRED_FLAGS: dict[str, tuple[bool, str]] = {
     "detect_anomaly": (False, "a NaN always stops the run"),
     "eval": (False, "test cameras are always held out"),
 }
+
+RETIRED_AT_RENDERING: dict[str, tuple[bool, str]] = {
+    "seed": (True, "nothing that rendering does is random"),
+}

@@ -67,6 +67,7 @@ def train_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     scene = load_scene(config.model)
+    scene.prepare(scene.train)  # damaged videos and a full disk show before the first iteration
     model = build_model(scene, config)
     if not arguments.quiet:
         print(_summary(scene, model, device))

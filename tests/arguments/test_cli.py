@@ -258,9 +258,9 @@ def test_an_unknown_expert_or_a_bad_value_of_a_saved_run_is_named(run):
         parse_rendering(["-m", "run"], "render_emb.py", "", known)
 
 
-def test_there_is_nothing_random_in_rendering(run):
-    with pytest.raises(UserError, match="unknown flag --seed"):
-        render("-m", "run", "--seed", "1")
+def test_a_seed_at_rendering_is_taken_with_a_note(run, capsys):
+    render("-m", "run", "--seed", "1")
+    assert "--seed has no effect" in capsys.readouterr().err
 
 
 def test_a_recipe_that_contradicts_the_run_is_refused(run):
