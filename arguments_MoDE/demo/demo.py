@@ -14,7 +14,7 @@ ModelParams = dict(
 )
 
 OptimizationParams = dict(
-    iterations=1300,
+    iterations=1000,
     coarse_iterations=300,
     batch_size=2,
     batch_same_time=True,  # one deformation serves the whole batch
@@ -28,7 +28,7 @@ OptimizationParams = dict(
     embnet_lr_init=1.6e-3,  # published: 1.6e-4
     embnet_lr_final=1.6e-4,  # published: 1.6e-5
     densify_from_iter=100,
-    densify_until_iter=800,
+    densify_until_iter=600,
     pruning_from_iter=100,
     opacity_reset_interval=10000,  # never: a run this short does not recover from a reset
     max_gaussians=14000,
@@ -58,6 +58,6 @@ ModelEmbParams = dict(
     emb_gaussian_embedding_dim=16,
     emb_min_embeddings=8,
     emb_max_embeddings=30,
-    emb_c2f_temporal_iter=900,
+    emb_c2f_temporal_iter=700,
     emb_no_coarse_deform=True,  # one network: half of the time, no loss seen here
 )
