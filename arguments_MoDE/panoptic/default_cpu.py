@@ -1,13 +1,12 @@
-"""PanopticSports without a GPU: 60 frames at 320x180, less than half an hour of one core.
+"""PanopticSports without a GPU: 60 frames at 320x180, about 25 minutes of processor time.
 
 Gives up, against `default.py`: half of the width and height, 90 of 150 frames, most of the
 iterations, view-dependent colours, colours and opacities that change in time, the finer level of
 planes, one of the embedding expert's two networks, and Gaussians beyond 18,000.
 
 Few cameras all around: what limits the result is the view from a camera that was not there, not the
-fit. More Gaussians (30,000) and view-dependent colours fit the training cameras better and the held
-out ones worse. The cameras differ in exposure by up to a third; `camera_color` learns that for the
-training cameras, but a camera never seen is rendered as a typical one.
+fit. The cameras differ in exposure by up to a third; `camera_color` learns that for the training
+cameras, but a camera never seen is rendered as a typical one.
 """
 
 _base_ = "default.py"
