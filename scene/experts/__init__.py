@@ -26,6 +26,7 @@ REGISTRY: dict[str, Builder] = {
     "hash": _in("hash_grid", "HashGridExpert"),
     "polynomial": _in("polynomial", "PolynomialExpert"),
     "keyframe": _in("keyframe", "KeyframeExpert"),
+    "zero": _in("zero", "ZeroExpert"),
 }
 
 __all__ = ["REGISTRY", "Deformation", "Expert", "Moment", "SceneFacts"]
