@@ -9,10 +9,10 @@ _base_ = "demo.py"
 
 OptimizationParams = dict(
     hash_lr_max_steps=0,  # both decays end with the run
-    hash_grid_lr_init=5e-2,  # Grid4D: 8e-3, for runs thirty times as long
-    hash_grid_lr_final=5e-3,  # Grid4D: 8e-5
+    hash_grid_lr_init=3e-2,  # Grid4D: 8e-3, for runs thirty times as long
+    hash_grid_lr_final=3e-4,  # Grid4D: 8e-5
     hash_net_lr_init=2e-3,  # Grid4D: 8e-4
-    hash_net_lr_final=2e-4,  # Grid4D: 1.6e-6
+    hash_net_lr_final=1e-4,  # Grid4D: 1.6e-6
 )
 
 ModelHiddenParams = dict(experts=["hexplane", "hash"])
