@@ -16,10 +16,13 @@ import utils.threads  # noqa: F401  (before torch)
 from training.launch import train_main
 from utils.errors import cli
 
+EXPERTS = ("hexplane", "embedding")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses, builds, trains; returns the exit code."""
-    return train_main(argv, "train_emb.py", "Train a HexPlane + embedding mixture on a scene.")
+    description = "Train a HexPlane + embedding mixture on a scene."
+    return train_main(argv, "train_emb.py", description, EXPERTS)
 
 
 if __name__ == "__main__":

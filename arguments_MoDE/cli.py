@@ -120,6 +120,7 @@ def parse_training(
     prog: str,
     description: str,
     known_experts: Sequence[str] = (),
+    default_experts: Sequence[str] = (),
 ) -> TrainingArguments:
     """Reads a training command line; ``config.model.model_path`` is then the run folder.
 
@@ -128,13 +129,16 @@ def parse_training(
         prog: the program's name in ``--help``.
         description: its first line there.
         known_experts: names that ``--experts`` may have; empty: not checked.
+        default_experts: what ``--experts`` is where neither it nor the recipe says.
 
     Raises:
         UserError: names the flag, or the recipe's file and line.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     recipe, note = _recipe_of(argv)
-    base = merged(Config(), recipe)
+    base = Config()
+    base.hidden.experts = list(default_experts) or base.hidden.experts
+    base = merged(base, recipe)
     values = _parse(training_parser(prog, description, base), argv, note)
     config = _resolve(base, values)
     validate(config, known_experts)

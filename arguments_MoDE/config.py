@@ -16,7 +16,14 @@ import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-SECTIONS = ("ModelParams", "OptimizationParams", "ModelHiddenParams", "ModelEmbParams")
+SECTIONS = (
+    "ModelParams",
+    "OptimizationParams",
+    "ModelHiddenParams",
+    "ModelEmbParams",
+    "ModelHashParams",
+    "ModelMotionParams",
+)
 
 
 def option(
@@ -115,6 +122,21 @@ class OptimizationParams:
     rotation_lr: float = option(1e-3, "learning rate of quaternions")
     embedding_lr: float = option(2.5e-3, "learning rate of the per-Gaussian embeddings")
     offsets_lr: float = option(2e-5, "learning rate of the per-camera time offsets")
+    hash_grid_lr_init: float = option(8e-3, "learning rate of the hash grids' tables")
+    hash_grid_lr_final: float = option(8e-5, "its final value")
+    hash_net_lr_init: float = option(8e-4, "learning rate of the hash-grid expert's network")
+    hash_net_lr_final: float = option(1.6e-6, "its final value")
+    hash_lr_max_steps: int = option(45000, "steps of both decays; 0: the stage's length")
+    movelr: float = option(
+        3.5, "polynomial expert: learning rate of its motion, as a multiple of half the positions'"
+    )
+    omega_lr: float = option(1e-4, "polynomial expert: learning rate of its rotation velocity")
+    trbfc_lr: float = option(1e-4, "polynomial expert: learning rate of the temporal centres")
+    trbfs_lr: float = option(0.03, "polynomial expert: learning rate of the temporal log-widths")
+    keyframe_lr: float = option(
+        3.5, "keyframe expert: learning rate of positions, as a multiple of the canonical ones'"
+    )
+    keyframe_rotation_lr: float = option(1e-3, "keyframe expert: learning rate of quaternions")
     weight_movelr: float = option(5e-3, "learning rate of the router's knots")
     weight_movelr_final: float = option(5e-4, "its final value")
     weight_lr_max_steps: int = option(20000, "steps of its decay; 0: the stage's length")
@@ -260,6 +282,61 @@ class ModelEmbParams:
 
 
 @dataclass
+class ModelHashParams:
+    """The hash-grid expert (Grid4D)."""
+
+    grid_args: dict = option(
+        {
+            "canonical_num_levels": 16,
+            "canonical_level_dim": 2,
+            "canonical_base_resolution": 16,
+            "canonical_desired_resolution": 2048,
+            "canonical_log2_hashmap_size": 19,
+            "deform_num_levels": 32,
+            "deform_level_dim": 2,
+            "deform_base_resolution": [8, 8, 8],
+            "deform_desired_resolution": [32, 32, 16],
+            "deform_log2_hashmap_size": 19,
+        },
+        "hash grids: canonical_* is the one in space, deform_* the three in space and time "
+        "(resolutions: space, space, time)",
+        structural=True,
+    )
+    network_args: dict = option(
+        {"depth": 1, "width": 256, "directional": True},
+        "its network: hidden layers, width, attention in (-1, 1) rather than (0, 1)",
+        structural=True,
+    )
+    hash_no_ds: bool = option(False, "does not change scales", structural=True)
+    hash_no_dr: bool = option(False, "does not change rotations", structural=True)
+    hash_space_smooth_weight: float = option(
+        0.5, "weight of the smoothness of the grid in space (MoDE computes it and adds nothing)"
+    )
+    hash_time_smooth_weight: float = option(
+        0.5, "weight of the smoothness of the grids in space and time (likewise)"
+    )
+    hash_smooth_ratio: float = option(0.1, "share of the Gaussians that both are measured on")
+    hash_space_perturb: float = option(
+        3e-3, "largest offset along an axis that they compare over, as a share of the grid"
+    )
+    hash_time_perturb: float = option(
+        3e-4, "the same along the time axis, as a share of the clip; 0: none"
+    )
+
+
+@dataclass
+class ModelMotionParams:
+    """The experts without a network: polynomials and keyframes per Gaussian."""
+
+    trbf_scale_init: float = option(
+        1.0, "polynomial expert: initial log-width of visibility in clips (STG: 0)"
+    )
+    keyframe_num: int = option(
+        6, "keyframe expert: keyframes, evenly spaced over the clip", structural=True
+    )
+
+
+@dataclass
 class Config:
     """A whole run, resolved."""
 
@@ -267,6 +344,8 @@ class Config:
     OptimizationParams: OptimizationParams = field(default_factory=OptimizationParams)
     ModelHiddenParams: ModelHiddenParams = field(default_factory=ModelHiddenParams)
     ModelEmbParams: ModelEmbParams = field(default_factory=ModelEmbParams)
+    ModelHashParams: ModelHashParams = field(default_factory=ModelHashParams)
+    ModelMotionParams: ModelMotionParams = field(default_factory=ModelMotionParams)
 
     @property
     def model(self) -> ModelParams:
@@ -287,6 +366,16 @@ class Config:
     def emb(self) -> ModelEmbParams:
         """The embedding expert."""
         return self.ModelEmbParams
+
+    @property
+    def hash(self) -> ModelHashParams:
+        """The hash-grid expert."""
+        return self.ModelHashParams
+
+    @property
+    def motion(self) -> ModelMotionParams:
+        """The polynomial and the keyframe expert."""
+        return self.ModelMotionParams
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Section name -> field name -> value, ready for JSON."""

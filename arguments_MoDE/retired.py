@@ -21,9 +21,7 @@ class Retired:
 
 
 _UNUSED_ENCODING = "the published network computes this encoding and never uses it"
-_POLYNOMIAL = "the polynomial expert it belongs to is never evaluated in the published code"
 _UNREAD = "the published code never reads it"
-_NO_GRID4D = "it belongs to the hash-grid expert, which this mixture does not have"
 _DELAY = "the published delay has zero steps, so it never acted"
 _RASTERIZER = "the rasteriser does this itself"
 _SAMPLING = "views are always drawn in shuffled passes and decoded when needed (--cache_gb)"
@@ -37,9 +35,7 @@ RETIRED: dict[str, dict[str, Retired]] = {
         "extension": Retired("image files are found whatever their type"),
         "llffhold": Retired("held-out cameras are named by --test_cameras"),
         "render_process": Retired("use --test_iterations to watch a run"),
-        "grid_args": Retired(_NO_GRID4D),
-        "network_args": Retired(_NO_GRID4D),
-        "scale_xyz": Retired(_NO_GRID4D),
+        "scale_xyz": Retired("the hash grids span the scene's box"),
     },
     "OptimizationParams": {
         "dataloader": Retired(_SAMPLING),
@@ -53,10 +49,6 @@ RETIRED: dict[str, dict[str, Retired]] = {
         "weight_constraint_init": Retired(_UNREAD),
         "weight_constraint_after": Retired(_UNREAD),
         "weight_decay_iteration": Retired(_UNREAD),
-        "omega_lr": Retired(_POLYNOMIAL),
-        "movelr": Retired(_POLYNOMIAL),
-        "trbfc_lr": Retired(_POLYNOMIAL),
-        "trbfs_lr": Retired(_POLYNOMIAL),
     },
     "ModelHiddenParams": {
         "timebase_pe": Retired(_UNUSED_ENCODING),

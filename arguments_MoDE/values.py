@@ -197,6 +197,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "emb_max_embeddings": (1, math.inf),
     "emb_temporal_embedding_dim": (1, math.inf),
     "emb_gaussian_embedding_dim": (1, math.inf),
+    "hash_smooth_ratio": (0, 1),
+    "hash_space_perturb": (0, 1),
+    "hash_time_perturb": (0, 1),
+    "trbf_scale_init": (-10, 10),
+    "keyframe_num": (1, math.inf),
 }
 
 
@@ -221,6 +226,7 @@ def validate(config: Config, known_experts: Sequence[str] = ()) -> None:
     _check_experts(config, known_experts)
     _check_hexplane(config)
     _check_embedding(config)
+    _check_hash(config)
     if config.model.resolution == 0:
         raise UserError("--resolution is 0; -1 keeps the frames' size, 2 halves it")
 
@@ -290,3 +296,28 @@ def _check_embedding(config: Config) -> None:
         )
     if emb.emb_no_coarse_deform and emb.emb_no_fine_deform:
         raise UserError("--emb_no_coarse_deform and --emb_no_fine_deform leave no branch; drop one")
+
+
+def _check_hash(config: Config) -> None:
+    grids, network = config.hash.grid_args, config.hash.network_args
+    for kind, axes in (("canonical", 1), ("deform", 3)):
+        for name in ("num_levels", "level_dim", "log2_hashmap_size"):
+            _check_item("grid_args", f"{kind}_{name}", grids, 1, 28 if "log2" in name else 64)
+        base, desired = (grids[f"{kind}_{name}_resolution"] for name in ("base", "desired"))
+        pairs = list(zip(base, desired, strict=False)) if axes > 1 else [(base, desired)]
+        complete = axes == 1 or len(base) == len(desired) == axes
+        if not complete or any(not 1 <= low <= high <= 2**24 for low, high in pairs):
+            numbers = f"{axes} numbers" if axes > 1 else "a number"
+            raise UserError(
+                f"--grid_args: {kind}_base_resolution is {base} and {kind}_desired_resolution "
+                f"{desired}; each must be {numbers} from 1, the second not below the first"
+            )
+    _check_item("network_args", "depth", network, 0, 64)
+    _check_item("network_args", "width", network, 1, 65536)
+
+
+def _check_item(setting: str, key: str, values: Mapping[str, Any], low: int, high: int) -> None:
+    if not low <= values[key] <= high:
+        raise UserError(
+            f"--{setting}: {key} is {values[key]}; it must be a whole number from {low} to {high}"
+        )

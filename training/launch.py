@@ -54,9 +54,15 @@ def choose_device(name: str) -> str:
     return name
 
 
-def train_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
-    """Trains as the command line says; returns the exit code."""
-    arguments = parse_training(argv, prog, description, tuple(REGISTRY))
+def train_main(
+    argv: Sequence[str] | None, prog: str, description: str, experts: Sequence[str]
+) -> int:
+    """Trains as the command line says; returns the exit code.
+
+    Args:
+        experts: the mixture that is trained where neither a flag nor a recipe names another.
+    """
+    arguments = parse_training(argv, prog, description, tuple(REGISTRY), experts)
     config, folder = arguments.config, Path(arguments.config.model.model_path)
     if _is_complete(folder, arguments):
         print(f"{folder} is already trained with these settings; --overwrite trains it anew")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 
@@ -15,8 +16,9 @@ def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
     So does an error of the operating system that names a file (no permission, disk full). Ctrl-C
     exits with 130 and a line, as shells expect; any other exception is a bug and keeps its
-    traceback.
+    traceback. Warnings are a line each, without the line of code that they came from.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = main(None)
     except UserError as error:

@@ -65,13 +65,18 @@ class SceneFacts:
 class Expert(nn.Module):
     """One way of moving the canonical Gaussians in time.
 
-    A subclass implements `forward`, and as far as it has them, its per-Gaussian parameters, its
-    optimiser groups and its regularisers; then it is added to the registry in
+    A subclass implements `forward`, and as far as it has them, its settings (`build`), per-Gaussian
+    parameters, optimiser groups and regularisers; then it is added to the registry in
     ``scene/experts/__init__.py``.
     """
 
     name: ClassVar[str]
     attributes: frozenset[str]  # what this instance deforms, a subset of router.ATTRIBUTES
+
+    @classmethod
+    def build(cls, config: Config, facts: SceneFacts) -> Expert:
+        """This expert as ``config`` describes it; without settings of its own there is one only."""
+        return cls()
 
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """Deltas for those of ``wanted`` that this expert deforms; nothing else is computed."""

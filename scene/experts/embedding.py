@@ -114,6 +114,11 @@ class EmbeddingExpert(Expert):
                 branch.heads.zero_last_()
         self._neighbours: tuple[int, Tensor, Tensor] | None = None
 
+    @classmethod
+    def build(cls, config: Config, facts: SceneFacts) -> EmbeddingExpert:
+        """See `Expert.build`."""
+        return cls(config.emb, facts, config.hidden.zero_init_heads)
+
     def _branches(self) -> list[_Branch]:
         return [branch for branch in (self.coarse, self.fine) if branch is not None]
 

@@ -116,6 +116,11 @@ class HexPlaneExpert(Expert):
         if hidden.zero_init_heads:
             self.heads.zero_last_()
 
+    @classmethod
+    def build(cls, config: Config, facts: SceneFacts) -> HexPlaneExpert:
+        """See `Expert.build`."""
+        return cls(config.hidden, facts)
+
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`."""
         features = self.field(canonical.xyz, moment.time)

@@ -87,6 +87,20 @@ def test_a_dict_flag_changes_only_the_keys_it_names(recipe):
     assert (planes["output_coordinate_dim"], planes["resolution"]) == (3, [8, 8, 8, 4])
 
 
+def experts_of_the_hash_family(*flags: str) -> list[str]:
+    argv = ["-s", "scene", "--expname", "run", *flags]
+    return parse_training(argv, "train_hash.py", "", (), ("hexplane", "hash")).config.hidden.experts
+
+
+def test_a_command_has_experts_of_its_own_that_recipes_and_flags_replace(recipe, tmp_path):
+    assert experts_of_the_hash_family() == ["hexplane", "hash"]
+    assert experts_of_the_hash_family("--configs", recipe) == ["hexplane", "hash"]
+    path = tmp_path / "zero.py"
+    path.write_text("ModelHiddenParams = dict(experts=['zero'])\n")
+    assert experts_of_the_hash_family("--configs", str(path)) == ["zero"]
+    assert experts_of_the_hash_family("--configs", str(path), "--experts", "hash") == ["hash"]
+
+
 def test_a_run_folder_given_by_flag_replaces_the_recipes(tmp_path):
     path = tmp_path / "recipe.py"
     path.write_text("ModelParams = dict(expname='mine', source_path='there')")
@@ -290,6 +304,12 @@ def test_a_recipe_that_contradicts_the_run_is_refused(run):
         (["--gate", "hard"], "--gate"),
         (["--device", "tpu"], "--device"),
         (["--experts", "hexplane", "gird"], "there is no expert 'gird'"),
+        (["--grid_args", "deform_base_resolution=[64,64,8]"], "deform_desired_resolution"),
+        (["--grid_args", "deform_base_resolution=[8,8]"], "3 numbers"),
+        (["--grid_args", "canonical_log2_hashmap_size=40"], "canonical_log2_hashmap_size is 40"),
+        (["--grid_args", "bound=1.6"], "no key 'bound'"),
+        (["--network_args", "width=0"], "width is 0"),
+        (["--keyframe_num", "0"], "--keyframe_num"),
         (["--kplanes_config", "resolution"], "key=value"),
         (["--kplanes_config", "resolution=[1,"], "JSON"),
         (["--kplanes_config", "size=3"], "no key 'size'"),

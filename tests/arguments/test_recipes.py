@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import train_hash
+from arguments_MoDE.cli import parse_training
 from arguments_MoDE.config import Config
 from arguments_MoDE.recipe import read_recipe
 from arguments_MoDE.saved import check_recipe
 from arguments_MoDE.values import merged, validate
+from scene.experts import REGISTRY
 
 FOLDER = Path(__file__).resolve().parents[2] / "arguments_MoDE"
 RECIPES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/**/*.py"))
@@ -34,26 +37,29 @@ def resolved(name: str) -> Config:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_loads_and_is_valid(name):
-    validate(resolved(name), ("hexplane", "embedding"))
+    validate(resolved(name), tuple(REGISTRY))
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_it_is(name):
     text = ast.get_docstring(ast.parse((FOLDER / name).read_text()))
     assert text
-    if Path(name).stem == "default_cpu" and not name.startswith("emb"):
+    if Path(name).stem == "default_cpu" and not name.startswith(("emb", "hash")):
         assert "gives up" in text.lower()
 
 
 def test_every_scene_has_its_recipes():
-    folders = ("dynerf/config_rot_0", "dynerf/config_rot_1", "dynerf/config_rot_2", "emb/config_0")
+    folders = [f"dynerf/config_rot_{i}" for i in range(3)] + ["emb/config_0", "hash/config_0"]
     expected = {f"{folder}/{scene}.py" for folder in folders for scene in ("default", *SCENES)}
-    for folder in ("dynerf/config_rot_0", "emb/config_0"):
+    for folder in ("dynerf/config_rot_0", "emb/config_0", "hash/config_0"):
         expected |= {f"{folder}/{scene}_cpu.py" for scene in ("default", *SCENES)}
     expected |= {
-        f"{kind}/default{cpu}.py" for kind in ("dnerf", "panoptic") for cpu in ("", "_cpu")
+        f"{kind}/default{family}{cpu}.py"
+        for kind in ("dnerf", "panoptic")
+        for family in ("", "_hash")
+        for cpu in ("", "_cpu")
     }
-    assert expected | {"demo/demo.py"} <= set(RECIPES)
+    assert expected | {"demo/demo.py", "demo/demo_hash.py"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("scene", [*SCENES, "default", "coffee_martini_cpu", "sear_steak_cpu"])
@@ -61,6 +67,35 @@ def test_training_and_rendering_recipes_of_the_published_commands_agree(scene):
     train, render = f"dynerf/config_rot_0/{scene}.py", f"emb/config_0/{scene}.py"
     assert resolved(train) == resolved(render)
     check_recipe(resolved(train), read_recipe(FOLDER / render))
+
+
+@pytest.mark.parametrize("scene", [*SCENES, "default", "coffee_martini_cpu", "sear_steak_cpu"])
+def test_recipes_of_the_hash_pair_agree(scene, tmp_path):
+    render = f"hash/config_0/{scene}.py"
+    train = str(FOLDER / f"dynerf/config_rot_0/{scene}.py")
+    argv = ["-s", "scene", "-m", str(tmp_path), "--configs", train]
+    trained = parse_training(argv, "train_hash.py", "", tuple(REGISTRY), train_hash.EXPERTS).config
+    check_recipe(trained, read_recipe(FOLDER / render))
+    trained.model.source_path = trained.model.model_path = ""
+    assert trained == resolved(render)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_published_numbers_of_the_hash_grids(scene):
+    config = resolved(f"hash/config_0/{scene}.py")
+    fine, weight = (
+        ([64, 64], 0.0)
+        if scene in ("coffee_martini", "flame_salmon_1")
+        else (
+            [512, 512],
+            0.5,
+        )
+    )
+    assert config.hash.grid_args["deform_desired_resolution"] == [*fine, 128]
+    assert config.hash.grid_args["deform_base_resolution"] == [16, 16, 16]
+    assert config.hash.hash_space_smooth_weight == config.hash.hash_time_smooth_weight == weight
+    assert config.hash.network_args == {"depth": 0, "width": 256, "directional": True}
+    assert (config.opt.hash_net_lr_init, config.opt.hash_grid_lr_init) == (1.6e-4, 8e-3)
 
 
 @pytest.mark.parametrize("scene", SCENES)

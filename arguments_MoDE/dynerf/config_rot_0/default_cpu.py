@@ -25,6 +25,9 @@ OptimizationParams = dict(
     gaiting_from_iter=600,  # published: 3000, the first tenth, as here
     max_gaussians=100000,  # published: 360000
     prune_min_gaussians=20000,  # published: 200000, which this run never reaches
+    hash_lr_max_steps=6000,  # published: 45000
+    hash_net_lr_init=8e-4,  # Grid4D: 1.6e-4, for runs many times as long
+    hash_net_lr_final=8e-5,
 )
 
 ModelHiddenParams = dict(
@@ -36,4 +39,16 @@ ModelHiddenParams = dict(
 
 ModelEmbParams = dict(
     emb_c2f_temporal_iter=4000,  # published: 20000, two thirds of the run, as here
+)
+
+ModelHashParams = dict(
+    grid_args={
+        "canonical_desired_resolution": 512,  # Grid4D: 2048
+        "canonical_log2_hashmap_size": 16,  # Grid4D: 19
+        "deform_num_levels": 12,  # Grid4D: 32
+        "deform_desired_resolution": [64, 64, 64],  # Grid4D: [512, 512, 128]
+        "deform_log2_hashmap_size": 16,
+    },
+    network_args={"width": 64},  # Grid4D: 256
+    hash_smooth_ratio=0.1,  # Grid4D: all
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import lru_cache
 
 import torch
@@ -79,6 +80,9 @@ def _layout(grid: HashGrid) -> _native.Layout:
         features=grid.features,
         smooth=grid.interpolation == "smoothstep",
     )
+
+
+atexit.register(_layout.cache_clear)  # nanobind reports objects that outlive the interpreter
 
 
 def _check_points(x: Tensor, grid: HashGrid) -> None:

@@ -1,0 +1,5 @@
+"""As `dynerf/config_rot_0` with the hash-grid expert: the commands train and render by both."""
+
+_base_ = "../../dynerf/config_rot_0/cook_spinach.py"
+
+ModelHiddenParams = dict(experts=["hexplane", "hash"])

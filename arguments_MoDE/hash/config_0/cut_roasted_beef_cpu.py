@@ -1,0 +1,5 @@
+"""As `dynerf/config_rot_0` with the hash-grid expert: the commands train and render by both."""
+
+_base_ = "../../dynerf/config_rot_0/cut_roasted_beef_cpu.py"
+
+ModelHiddenParams = dict(experts=["hexplane", "hash"])

@@ -1,0 +1,30 @@
+"""Trains MoDE with a HexPlane and a hash-grid expert.
+
+    python train_hash.py -s data/N3V/coffee_martini --expname output/coffee_martini_hash \
+        --configs arguments_MoDE/dynerf/config_rot_0/coffee_martini.py
+
+On a machine without a GPU, a recipe of its size (a few minutes):
+
+    python train_hash.py -s demo/scene --expname output/demo_hash \
+        --configs arguments_MoDE/demo/demo_hash.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import utils.threads  # noqa: F401  (before torch)
+from training.launch import train_main
+from utils.errors import cli
+
+EXPERTS = ("hexplane", "hash")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, builds, trains; returns the exit code."""
+    description = "Train a HexPlane + hash-grid mixture on a scene."
+    return train_main(argv, "train_hash.py", description, EXPERTS)
+
+
+if __name__ == "__main__":
+    cli(main)
