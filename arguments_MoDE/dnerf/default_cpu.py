@@ -5,9 +5,10 @@ planes' channels, Gaussians beyond 15,000, view-dependent colours above degree 1
 embedding expert's two networks.
 
 Such a scene shows each moment to one camera only, so whatever crosses it fast is easily left out:
-averaged over the clip it is a faint smear that the canonical Gaussians drop. What keeps it: a short
-coarse stage, learning rates of the networks ten times the published ones, deformed and mixed
-opacities, and no more rows of time than the clip can fill, so that gaps in time are bridged.
+averaged over the clip it is a faint smear that the canonical Gaussians drop. Meant against that, as
+a whole and not measured one by one: a short coarse stage, high learning rates of the networks,
+deformed and mixed opacities, and no more rows of time than the clip can fill, so that gaps in time
+are bridged.
 """
 
 _base_ = "default.py"
