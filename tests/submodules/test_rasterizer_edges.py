@@ -94,7 +94,8 @@ def test_an_extreme_value_is_drawn_as_the_twin_draws_it(field, value):
     out, gradients = render_with_gradients(rasterize, gaussians, cameras)
     with torch.no_grad():
         twin = reference.rasterize(**gaussians, **cameras)
-    assert torch.equal(out.radii, twin.radii)
+    # A radius is rounded up: a last bit of float32 is a pixel where radii are in the 100,000s.
+    assert ((out.radii - twin.radii).abs() <= 1e-5 * twin.radii).all()
     for name in ("color", "alpha", "depth"):
         expected = getattr(twin, name)
         scale = max(1.0, float(expected.abs().max()))
