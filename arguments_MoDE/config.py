@@ -140,6 +140,15 @@ class OptimizationParams:
     weight_movelr: float = option(5e-3, "learning rate of the router's knots")
     weight_movelr_final: float = option(5e-4, "its final value")
     weight_lr_max_steps: int = option(20000, "steps of its decay; 0: the stage's length")
+    balance_weight: float = option(
+        0.0, "weight of the load balance of the gates: 0 for equal use of the experts"
+    )
+    entropy_weight_init: float = option(
+        0.0, "weight of the gates' entropy at the start of the fine stage; negative keeps them even"
+    )
+    entropy_weight_final: float = option(
+        0.0, "the same at its end, linear in between; positive makes gates decide"
+    )
     exposure_lr: float = option(1e-3, "learning rate of the per-camera colour transforms")
     gaiting_from_iter: int = option(
         0, "fine iteration at which the router takes over from the warm-up"
@@ -230,8 +239,9 @@ class ModelHiddenParams:
     MoE_sh: bool = option(False, "mix colours", structural=True)
     gate: str = option(
         "softmax",
-        "softmax, or published (standardised logits; learns nothing with two experts)",
-        choices=("softmax", "published"),
+        "softmax; published (standardised logits; learns nothing with two experts); or sum (no "
+        "router: all gates are 1)",
+        choices=("softmax", "published", "sum"),
         structural=True,
     )
     mixing: str = option(
@@ -241,7 +251,11 @@ class ModelHiddenParams:
     )
     temp: float = option(1.0, "temperature of the softmax gate", structural=True)
     moe_top_k: int = option(2, "experts kept per Gaussian and attribute; 0: all", structural=True)
-    control_num: int = option(3, "knots of the router's spline in time", structural=True)
+    control_num: int = option(
+        3,
+        "knots of the router's spline in time; 0: by the clip's length (2 + frames / 15, 3 to 12)",
+        structural=True,
+    )
 
 
 @dataclass

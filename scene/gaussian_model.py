@@ -6,7 +6,7 @@ One mechanism serves all per-Gaussian parameters, our own six and whatever a mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,22 @@ INITIAL_OPACITY = 0.1
 CANONICAL = ("xyz", "f_dc", "f_rest", "log_scale", "rotation", "opacity")
 
 
+class _Picked(Mapping):
+    """Rows of the tensors of a mapping, picked one tensor at a time when it is read."""
+
+    def __init__(self, values: Mapping[str, Tensor], rows: Tensor) -> None:
+        self._values, self._rows = values, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name][self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 @dataclass(frozen=True)
 class Canonical:
     """The raw canonical attributes that experts read; ``extra`` are registered parameters."""
@@ -32,6 +48,22 @@ class Canonical:
     f_dc: Tensor  # (N, 1, 3)
     f_rest: Tensor  # (N, 15, 3)
     extra: Mapping[str, Tensor]
+    whole: Canonical | None = None  # of what this is a subset, and which of its rows
+    rows: Tensor | None = None
+
+    def subset(self, rows: Tensor) -> Canonical:
+        """The Gaussians ``rows`` (M,) only; ``extra`` is picked when it is read."""
+        return Canonical(
+            self.xyz[rows],
+            self.log_scale[rows],
+            self.rotation[rows],
+            self.opacity[rows],
+            self.f_dc[rows],
+            self.f_rest[rows],
+            _Picked(self.extra, rows),
+            self,
+            rows,
+        )
 
     def detach(self) -> Canonical:
         """The same without gradient to the canonical attributes; ``extra`` keeps its gradient."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arguments_MoDE.config import Config
-from scene.experts import REGISTRY, Expert, Moment, SceneFacts
+from scene.experts import REGISTRY, Deformation, Expert, Moment, SceneFacts
 from scene.gaussian_model import Canonical, GaussianModel
-from scene.router import ATTRIBUTES, Router
+from scene.router import ATTRIBUTES, Router, balance_loss, entropy, knots_for
 from utils.errors import UserError
 
 RawSplats = dict[str, Tensor]  # attribute of `ATTRIBUTES` -> raw values (N, ...)
+WORTH_SKIPPING = 0.9  # share of the Gaussians above which picking them out costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,12 @@ class MoDE(nn.Module):
         self.experts: Mapping[str, Expert] = nn.ModuleDict(
             {name: REGISTRY[name](config, facts) for name in names}
         )
+        self.attribute_experts = self._attribute_experts()
         self.router = self._build_router()
         self._register()
 
-    def _build_router(self) -> Router:
+    def _attribute_experts(self) -> dict[str, tuple[int, ...]]:
+        """Attribute -> rows of the experts that deform it: all that can if it is mixed."""
         hidden = self.config.hidden
         mixed = {
             "xyz": hidden.MoE_mean,
@@ -109,15 +112,22 @@ class MoDE(nn.Module):
             "opacity": hidden.MoE_opacity,
             "sh": hidden.MoE_sh,
         }
+        able = {
+            a: tuple(k for k, e in enumerate(self.experts.values()) if a in e.attributes)
+            for a in ATTRIBUTES
+        }
+        return {a: able[a] if mixed[a] else able[a][:1] if 0 in able[a] else () for a in able}
+
+    def _build_router(self) -> Router:
+        hidden = self.config.hidden
         # With one expert its gate is 1 whatever the logits are: nothing to store or to learn.
-        routed = tuple(a for a in ATTRIBUTES if mixed[a] and len(self.experts) > 1)
+        members = {a: rows for a, rows in self.attribute_experts.items() if len(rows) > 1}
         return Router(
-            max(len(self.experts), 1),
-            routed,
-            hidden.control_num,
+            members,
+            hidden.control_num or knots_for(self.facts.frames),
             gate=hidden.gate,
             temperature=hidden.temp,
-            top_k=min(hidden.moe_top_k, len(self.experts)),
+            top_k=hidden.moe_top_k,
             warmup=self.config.opt.warmup_gate,
         )
 
@@ -137,9 +147,8 @@ class MoDE(nn.Module):
                 )
 
     def wanted(self, index: int) -> frozenset[str]:
-        """Attributes that expert ``index`` must compute: the mixed ones; all, for the first."""
-        expert = list(self.experts.values())[index]
-        return expert.attributes if index == 0 else expert.attributes & set(self.router.attributes)
+        """Attributes that expert ``index`` must compute."""
+        return frozenset(a for a, rows in self.attribute_experts.items() if index in rows)
 
     def warming_up(self, iteration: int, stage: str) -> bool:
         """Whether the router does not decide yet."""
@@ -169,32 +178,109 @@ class MoDE(nn.Module):
 
     def mix(self, canonical: Canonical, moment: Moment, *, warming_up: bool = False) -> RawSplats:
         """The raw attributes after the blended deformation of all experts."""
-        published = self.config.hidden.mixing == "published"
-        guest = canonical.detach() if published else canonical
-        parts = [
-            expert(canonical if k == 0 else guest, moment, self.wanted(k))
-            for k, expert in enumerate(self.experts.values())
-        ]
+        added = self.router.gate == "sum"
+        published = self.config.hidden.mixing == "published" and not added
         gates = self.router(canonical, moment.time, warming_up=warming_up)
+        parts = self._deformations(canonical, moment, gates, detached=published)
         raw = raw_attributes(canonical)
         for attribute, base in raw.items():
-            deltas = [getattr(part, attribute) for part in parts]
-            if attribute not in gates:  # the host's alone
-                raw[attribute] = base if deltas[0] is None else base + deltas[0]
+            rows = self.attribute_experts[attribute]
+            deltas = [getattr(parts[k], attribute) for k in rows]
+            if attribute not in gates:  # one expert's alone, or nobody's
+                raw[attribute] = reduce(torch.add, (d for d in deltas if d is not None), base)
                 continue
-            if attribute == "rotation" and not published:
+            if attribute == "rotation" and not (published or added):
                 deltas = align_hemisphere(base, deltas)
             rule = blend_published if published else blend
             raw[attribute] = rule(base, deltas, gates[attribute])
         return raw
 
-    def regularizers(self) -> dict[str, Tensor]:
-        """The experts' weighted terms of the loss, by name."""
+    def _deformations(
+        self, canonical: Canonical, moment: Moment, gates: dict[str, Tensor], *, detached: bool
+    ) -> list[Deformation]:
+        """What every expert says; without gradients, only of Gaussians where it has a weight.
+
+        Args:
+            detached: whether all experts but the first see the canonical set without gradient.
+        """
+        guest = canonical.detach() if detached else canonical
+        skip = not torch.is_grad_enabled()
+        parts = []
+        for k, expert in enumerate(self.experts.values()):
+            seen = canonical if k == 0 else guest
+            rows = self._needed_rows(k, gates) if skip else None
+            if rows is None:
+                parts.append(expert(seen, moment, self.wanted(k)))
+            elif len(rows) == 0:
+                parts.append(Deformation())
+            else:
+                part = expert(seen.subset(rows), moment, self.wanted(k))
+                parts.append(part.scattered(rows, len(canonical.xyz)))
+        return parts
+
+    def _needed_rows(self, index: int, gates: dict[str, Tensor]) -> Tensor | None:
+        """Gaussians for which expert ``index`` has a gate above zero; None: (nearly) all."""
+        needed = None
+        for attribute, experts in self.attribute_experts.items():
+            if index not in experts:
+                continue
+            if attribute not in gates:  # ungated
+                return None
+            used = gates[attribute][:, experts.index(index)] > 0
+            needed = used if needed is None else needed | used
+        if needed is None:
+            return None
+        rows = needed.nonzero()[:, 0]
+        return rows if len(rows) < WORTH_SKIPPING * len(needed) else None
+
+    def gates(self, time: float) -> dict[str, Tensor]:
+        """Attribute -> gates (N, experts) at ``time``, zero where an expert has no part in it.
+
+        Only of attributes that are routed.
+        """
+        canonical = self.gaussians.canonical()
+        full = {}
+        for attribute, gate in self.router(canonical, time).items():
+            wide = gate.new_zeros(len(gate), len(self.experts))
+            wide[:, list(self.router.members[attribute])] = gate
+            full[attribute] = wide
+        return full
+
+    def regularizers(self, times: Sequence[float] = (), iteration: int = 0) -> dict[str, Tensor]:
+        """The weighted terms of the loss besides the image's, by name.
+
+        Args:
+            times: of the batch; the router's terms are means over their gates.
+            iteration: of the fine stage.
+        """
         canonical = self.gaussians.canonical()
         terms: dict[str, Tensor] = {}
         for expert in self.experts.values():
             terms |= expert.regularizers(canonical, self.config)
+        if not self.warming_up(iteration, "fine"):
+            terms |= self._router_terms(canonical, times, iteration)
         return terms
+
+    def _router_terms(
+        self, canonical: Canonical, times: Sequence[float], iteration: int
+    ) -> dict[str, Tensor]:
+        opt = self.config.opt
+        share = min(iteration / max(opt.iterations, 1), 1.0)
+        weights = {
+            "gate_balance": (opt.balance_weight, balance_loss),
+            "gate_entropy": (
+                (1 - share) * opt.entropy_weight_init + share * opt.entropy_weight_final,
+                entropy,
+            ),
+        }
+        weights = {name: pair for name, pair in weights.items() if pair[0] != 0}
+        if not (weights and self.router.learned and times):
+            return {}
+        gates = [g for t in set(times) for g in self.router(canonical, t).values()]
+        return {
+            name: weight * torch.stack([measure(g) for g in gates]).mean()
+            for name, (weight, measure) in weights.items()
+        }
 
 
 def raw_attributes(canonical: Canonical) -> RawSplats:

@@ -1,10 +1,14 @@
 """The router: per Gaussian and per attribute, which expert to trust at which time.
 
-E logits at K knots uniform in [0, 1], interpolated by a cubic Hermite spline whose tangents are
-finite differences (one-sided at the ends), then a softmax over the experts.
+Logits at K knots uniform in [0, 1], one per expert that deforms the attribute, interpolated by a
+cubic Hermite spline whose tangents are finite differences (one-sided at the ends), then a softmax
+over those experts.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from scene.gaussian_model import Canonical
 
 ATTRIBUTES = ("xyz", "rotation", "log_scale", "opacity", "sh")
 INITIAL_LOGIT_STD = 0.01
+FRAMES_PER_KNOT = 15
 
 
 def hermite_weights(time: float, knots: int) -> list[float]:
@@ -41,6 +46,11 @@ def hermite_weights(time: float, knots: int) -> list[float]:
         weights[high] += slope
         weights[low] -= slope
     return weights
+
+
+def knots_for(frames: int) -> int:
+    """Knots for a clip of ``frames``: one more for every `FRAMES_PER_KNOT`, 3 to 12."""
+    return min(max(2 + frames // FRAMES_PER_KNOT, 3), 12)
 
 
 def softmax_gate(logits: Tensor, temperature: float = 1.0, top_k: int = 0) -> Tensor:
@@ -82,8 +92,7 @@ class Router:
 
     def __init__(
         self,
-        experts: int,
-        attributes: tuple[str, ...],
+        members: Mapping[str, tuple[int, ...]],
         knots: int,
         *,
         gate: str = "softmax",
@@ -91,40 +100,57 @@ class Router:
         top_k: int = 0,
         warmup: str = "random",
     ) -> None:
-        """Routes between ``experts`` for each of ``attributes`` (a subset of `ATTRIBUTES`).
+        """Routes each attribute (of `ATTRIBUTES`) between its ``members``.
 
         Args:
-            gate: ``softmax`` or ``published``.
+            members: attribute -> rows of the experts that deform it, at least two. An expert that
+                has nothing to say about an attribute is no member: its silence would only hold
+                the others back.
+            gate: ``softmax``; ``published``; or ``sum``, which is no router at all: every gate is
+                1 and the deltas add up (the baseline that a router must beat).
             warmup: gates while warming up, ``random`` per Gaussian and call, or ``uniform``.
         """
-        if experts < 1 or knots < 1 or temperature <= 0:
-            raise ValueError("a router needs at least one expert, one knot and a temperature > 0")
-        unknown = set(attributes) - set(ATTRIBUTES)
+        if knots < 1 or temperature <= 0:
+            raise ValueError("a router needs at least one knot and a temperature > 0")
+        unknown = set(members) - set(ATTRIBUTES)
         if unknown:
             raise ValueError(f"cannot route {sorted(unknown)}; known: {ATTRIBUTES}")
-        self.experts, self.attributes, self.knots = experts, attributes, knots
+        if any(len(rows) < 2 for rows in members.values()):
+            raise ValueError("an attribute with less than two experts needs no router")
+        self.members, self.knots = dict(members), knots
         self.gate, self.temperature, self.top_k, self.warmup = gate, temperature, top_k, warmup
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The attributes that have knots."""
+        return () if self.gate == "sum" else tuple(self.members)
 
     @staticmethod
     def parameter_name(attribute: str) -> str:
-        """Name of the per-Gaussian knots (N, K, E) of ``attribute``."""
+        """Name of the per-Gaussian knots (N, K, E) of ``attribute``, E its members."""
         return f"gate_{attribute}"
 
     def initial_parameters(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Small random knots for ``count`` Gaussians: name -> (N, K, E)."""
-        shape = (count, self.knots, self.experts)
         return {
-            self.parameter_name(a): INITIAL_LOGIT_STD * torch.randn(shape, generator=generator)
-            for a in self.attributes
+            self.parameter_name(a): INITIAL_LOGIT_STD
+            * torch.randn((count, self.knots, len(self.members[a])), generator=generator)
+            for a in self.learned
         }
 
     def __call__(
         self, canonical: Canonical, time: float, *, warming_up: bool = False
     ) -> dict[str, Tensor]:
-        """Attribute -> gates (N, E) at ``time``, each row summing to 1."""
+        """Attribute -> gates (N, E) of its members at ``time``.
+
+        Each row sums to 1, except with the gate ``sum``.
+        """
+        if self.gate == "sum":
+            shape = {a: (len(canonical.xyz), len(rows)) for a, rows in self.members.items()}
+            return {a: canonical.xyz.new_ones(size) for a, size in shape.items()}
         weights = hermite_weights(time, self.knots)
         gates = {}
-        for attribute in self.attributes:
+        for attribute in self.members:
             knots = canonical.extra[self.parameter_name(attribute)]  # (N, K, E)
             if warming_up:
                 gates[attribute] = self._warmup_gate(knots)
@@ -139,7 +165,26 @@ class Router:
         return softmax_gate(logits, self.temperature, self.top_k)
 
     def _warmup_gate(self, knots: Tensor) -> Tensor:
-        shape = (len(knots), self.experts)
+        shape = (len(knots), knots.shape[-1])
         if self.warmup == "uniform":
-            return knots.new_full(shape, 1 / self.experts)
+            return knots.new_full(shape, 1 / shape[1])
         return self._gate(torch.randn(shape, device=knots.device, dtype=knots.dtype))
+
+
+def balance_loss(gates: Tensor) -> Tensor:
+    """How unevenly the experts are used: squared coefficient of variation of their mean gates.
+
+    0 when every expert has the same share of all Gaussians, E - 1 when one has everything (the
+    importance loss of Shazeer et al., ICLR 2017, section 4).
+
+    Args:
+        gates: (N, E) whose rows sum to 1.
+    """
+    share = gates.mean(0)
+    return gates.shape[-1] * share.square().sum() - 1
+
+
+def entropy(gates: Tensor) -> Tensor:
+    """Mean entropy of the rows of ``gates`` (N, E), over that of equal weights: 0 to 1."""
+    logs = gates.clamp_min(1e-12).log()
+    return -(gates * logs).sum(-1).mean() / math.log(gates.shape[-1])

@@ -57,7 +57,7 @@ def _gaussian_groups(model: MoDE, config: Config, extent: float) -> list[Paramet
         "log_scale": LearningRate(opt.scaling_lr),
         "rotation": LearningRate(opt.rotation_lr),
     }
-    rates |= {Router.parameter_name(a): gate for a in model.router.attributes}
+    rates |= {Router.parameter_name(a): gate for a in model.router.learned}
     for expert in model.experts.values():
         rates |= expert.per_gaussian_rates(config)
     return [

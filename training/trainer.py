@@ -220,7 +220,10 @@ class Trainer:
             share = shot.images.numel() / total
             for name, value in photometric(shot.images, shot.targets, self.config.opt).items():
                 terms[name] = terms.get(name, 0) + share * value
-        return terms | (self.model.regularizers() if self.progress.stage == "fine" else {})
+        if self.progress.stage == "coarse":
+            return terms
+        times = [view.time for shot in shots for view in shot.views]
+        return terms | self.model.regularizers(times, self.progress.iteration)
 
     def _in_camera_colors(self, images: Tensor, views: list[View]) -> Tensor:
         if self.colors is None:

@@ -33,6 +33,16 @@ class Deformation:
     opacity: Tensor | None = None  # (N, 1) logits
     sh: Tensor | None = None  # (N, 16, 3)
 
+    def scattered(self, rows: Tensor, count: int) -> Deformation:
+        """These deltas of the Gaussians ``rows`` as those of all ``count``; zero elsewhere."""
+        deltas = {name: value for name, value in vars(self).items() if value is not None}
+        return Deformation(
+            **{
+                name: value.new_zeros(count, *value.shape[1:]).index_copy_(0, rows, value)
+                for name, value in deltas.items()
+            }
+        )
+
 
 @dataclass(frozen=True)
 class LearningRate:

@@ -164,7 +164,7 @@ class HashGridExpert(Expert):
             self._warn_of_points_outside(xyz)
         unit = self.box(xyz)
         features = self._moment_features(unit, unit.new_full((len(unit), 1), moment.time))
-        hidden = self.hidden(self.of_moment(features).relu() * self._attention(xyz, unit))
+        hidden = self.hidden(self.of_moment(features).relu() * self._attention(canonical, unit))
         deltas = {n: head(hidden) for n, head in self.heads.items() if n in wanted}
         if "xyz" in deltas:
             deltas["xyz"] = self._warp(deltas["xyz"], canonical.xyz)
@@ -186,16 +186,21 @@ class HashGridExpert(Expert):
             dim=1,
         )
 
-    def _attention(self, xyz: Tensor, unit: Tensor) -> Tensor:
-        """(N, W), which does not change with time: kept between calls when rendering."""
+    def _attention(self, canonical: Canonical, unit: Tensor) -> Tensor:
+        """(N, W), which does not change with time: kept between calls when rendering.
+
+        It is kept for all Gaussians, also where only some of them are asked for.
+        """
         if self.training or torch.is_grad_enabled():
             return self._compute_attention(unit)
+        xyz = (canonical.whole or canonical).xyz.detach()
         sources = (xyz, *self.space.parameters(), *self.of_space.parameters())
         key = [(s.data_ptr(), s._version, s.shape) for s in sources]
         if self._cached is None or self._cached[0] != key:
             # Holding the positions keeps their memory from being given to others meanwhile.
-            self._cached = (key, xyz, self._compute_attention(unit))
-        return self._cached[2]
+            self._cached = (key, xyz, self._compute_attention(self.box(xyz)))
+        kept = self._cached[2]
+        return kept if canonical.rows is None else kept[canonical.rows]
 
     def _compute_attention(self, unit: Tensor) -> Tensor:
         attention = self.of_space(_encode(self.space, unit)).sigmoid()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from scene.experts.base import Deformation, Expert, Moment
 from scene.gaussian_model import Canonical
+from scene.router import ATTRIBUTES
 
 
 class ZeroExpert(Expert):
     """No deltas, no parameters."""
 
     name = "zero"
-    attributes = frozenset()
+    attributes = frozenset(ATTRIBUTES)  # of all it says that they stay as they are
 
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`: nothing is deformed, so nothing is computed."""

@@ -76,7 +76,7 @@ def test_merging_copies():
         ("batch_size", 0),
         ("sh_degree", 4),
         ("sh_degree", -1),
-        ("control_num", 0),
+        ("control_num", -1),
         ("resolution", 0),
         ("resolution", -2),
         ("iterations", -1),

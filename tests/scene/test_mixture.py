@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from arguments_MoDE.config import Config
-from scene.experts import SceneFacts
+from scene.experts import Moment, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE, align_hemisphere, blend, blend_published
+from scene.router import entropy, knots_for
 
 
-def small_model(**hidden) -> MoDE:
+def small_model(emb: dict | None = None, **hidden) -> MoDE:
     torch.manual_seed(0)
     config = Config()
     config.hidden.kplanes_config = {
@@ -22,6 +23,8 @@ def small_model(**hidden) -> MoDE:
     }
     config.hidden.multires, config.hidden.net_width = [1, 2], 8
     config.emb.emb_net_width = 8
+    for key, value in (emb or {}).items():
+        setattr(config.emb, key, value)
     for key, value in hidden.items():
         setattr(config.hidden, key, value)
     points = torch.randn(30, 3)
@@ -93,8 +96,49 @@ def test_heads_that_are_not_mixed_are_not_computed():
 
 def test_one_expert_needs_no_router():
     model = small_model(experts=["hexplane"])
-    assert model.router.attributes == ()
+    assert not model.router.members
     assert not any(name.startswith("gate_") for name in model.gaussians.names)
+
+
+def test_an_attribute_that_one_expert_deforms_is_that_experts_alone():
+    model = small_model(MoE_opacity=True, no_do=False)  # the embedding has no opacity head
+    assert "opacity" not in model.router.members
+    assert model.attribute_experts["opacity"] == (0,)
+    canonical = model.gaussians.canonical()
+    alone = model.experts["hexplane"](canonical, Moment(0.3, 0), frozenset({"opacity"}))
+    mixed = model.mix(canonical, Moment(0.3, 0))
+    assert torch.allclose(mixed["opacity"], canonical.opacity + alone.opacity)
+
+
+def test_gates_are_over_the_experts_that_have_the_attribute():
+    model = small_model(
+        experts=["hexplane", "embedding", "keyframe"], MoE_scale=True
+    )  # keyframes do not change scales
+    assert model.router.members == {"xyz": (0, 1, 2), "rotation": (0, 1, 2), "log_scale": (0, 1)}
+    assert model.gaussians["gate_log_scale"].shape[-1] == 2
+
+
+def test_the_zero_expert_counts_for_every_attribute():
+    model = small_model(experts=["hexplane", "zero"], MoE_scale=True)
+    assert all(rows == (0, 1) for rows in model.router.members.values())
+    canonical = model.gaussians.canonical()
+    delta = model.experts["hexplane"](canonical, Moment(0.3, 0), frozenset({"xyz"})).xyz
+    gate = model.router(canonical, 0.3)["xyz"]
+    mixed = model.mix(canonical, Moment(0.3, 0))
+    assert torch.allclose(mixed["xyz"], canonical.xyz + gate[:, :1] * delta)
+
+
+@pytest.mark.parametrize("mixing", ["delta", "published"])
+def test_without_a_router_the_deltas_add_up(mixing):
+    model = small_model(gate="sum", mixing=mixing)
+    assert not any(name.startswith("gate_") for name in model.gaussians.names)
+    canonical, moment = model.gaussians.canonical(), Moment(0.3, 0)
+    wanted = frozenset({"xyz", "rotation"})
+    parts = [expert(canonical, moment, wanted) for expert in model.experts.values()]
+    mixed = model.mix(canonical, moment)
+    for name in wanted:
+        expected = getattr(canonical, name) + sum(getattr(part, name) for part in parts)
+        assert torch.allclose(mixed[name], expected)
 
 
 def test_static_has_no_experts():
@@ -113,13 +157,133 @@ def test_random_warm_up_only_while_training():
 
 
 @pytest.mark.parametrize(
-    "attribute", ["MoE_mean", "MoE_rotation", "MoE_scale", "MoE_opacity", "MoE_sh"]
+    "switch", ["MoE_mean", "MoE_rotation", "MoE_scale", "MoE_opacity", "MoE_sh"]
 )
-def test_each_attribute_can_be_mixed_by_itself(attribute):
+def test_each_attribute_can_be_mixed_by_itself(switch):
     switches = dict.fromkeys(
         ["MoE_mean", "MoE_rotation", "MoE_scale", "MoE_opacity", "MoE_sh"], False
     )
-    model = small_model(**(switches | {attribute: True, "no_do": False, "no_dshs": False}))
-    assert len(model.router.attributes) == 1
-    name = model.router.parameter_name(model.router.attributes[0])
+    both = {switch: True, "no_do": False, "no_dshs": False}
+    model = small_model(emb={"emb_no_do": False}, **(switches | both))
+    (attribute,) = model.router.members
+    name = model.router.parameter_name(attribute)
     assert model.gaussians[name].shape == (30, model.config.hidden.control_num, 2)
+
+
+def decided_model(*experts: str, **settings) -> MoDE:
+    """A model whose gates favour another expert for each third of the Gaussians, at all times."""
+    model = small_model(experts=list(experts), **settings).eval()
+    for name in model.gaussians.names:
+        if name.startswith("gate_"):
+            knots = model.gaussians[name].data.zero_()
+            owner = torch.arange(len(knots)) % knots.shape[-1]
+            knots[torch.arange(len(knots)), :, owner] = 5.0
+    for parameter in model.experts.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+ALL = ("hexplane", "embedding", "hash", "polynomial", "keyframe", "zero")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_experts_without_weight_are_not_computed_for_those_gaussians(count):
+    model = decided_model(*ALL[:count], moe_top_k=1, emb={"emb_use_anneal": False})
+    model.config.hidden.MoE_scale = True
+    asked = {}
+    for name, expert in model.experts.items():
+        expert.register_forward_pre_hook(
+            lambda _, args, n=name: asked.update({n: len(args[0].xyz)})
+        )
+    canonical, moment = model.gaussians.canonical(), Moment(0.3, 2000)
+    sparse = model.mix(canonical, moment)
+    assert asked["embedding"] == 30 // count
+    with torch.enable_grad():  # every expert for every Gaussian
+        dense = model.mix(canonical, moment)
+    assert asked["embedding"] == 30
+    for name in sparse:
+        assert torch.allclose(sparse[name], dense[name], atol=1e-6), name
+
+
+@torch.no_grad()
+def test_an_expert_that_nobody_chose_is_not_computed():
+    model = decided_model("hexplane", "keyframe", moe_top_k=1)
+    for name in ("gate_xyz", "gate_rotation"):
+        model.gaussians[name].data[..., 1] = -9.0
+    model.experts["keyframe"].forward = lambda *_: pytest.fail("was computed")
+    model.mix(model.gaussians.canonical(), Moment(0.3, 2000))
+
+
+@torch.no_grad()
+def test_an_attribute_that_is_not_routed_is_computed_for_all():
+    model = decided_model("hexplane", "embedding", moe_top_k=1)  # scales are the host's alone
+    canonical, moment = model.gaussians.canonical(), Moment(0.3, 2000)
+    expected = model.experts["hexplane"](canonical, moment, frozenset({"log_scale"})).log_scale
+    mixed = model.mix(canonical, moment)["log_scale"]
+    assert torch.allclose(mixed, canonical.log_scale + expected, atol=1e-6)
+    assert bool((expected != 0).all())
+
+
+@torch.no_grad()
+def test_the_hash_experts_attention_follows_a_subset():
+    model = decided_model("hash", "hexplane", moe_top_k=1)
+    canonical, moment = model.gaussians.canonical(), Moment(0.3, 0)
+    expert, rows = model.experts["hash"], torch.tensor([3, 17, 29])
+    whole = expert(canonical, moment, frozenset({"xyz"})).xyz
+    assert torch.allclose(
+        expert(canonical.subset(rows), moment, frozenset({"xyz"})).xyz, whole[rows]
+    )
+    assert len(expert._cached[2]) == 30  # kept for all, not computed again for a subset
+
+
+def test_gates_are_wide_for_inspection():
+    model = decided_model("hexplane", "keyframe", "embedding", MoE_scale=True)
+    gates = model.gates(0.4)["log_scale"]  # no business of the keyframes
+    assert gates.shape == (30, 3) and (gates[:, 1] == 0).all()
+    assert torch.allclose(gates.sum(-1), torch.ones(30))
+
+
+def test_router_losses_are_off_unless_weighted_and_wait_for_the_warm_up():
+    model = small_model(l1_time_planes=0, plane_tv_weight=0, time_smoothness_weight=0).train()
+    opt = model.config.opt
+    assert model.regularizers([0.2], 5) == {}
+    opt.balance_weight, opt.entropy_weight_final, opt.iterations = 2.0, 0.5, 100
+    opt.gaiting_from_iter = 10
+    assert model.regularizers([0.2], 9) == {}
+    assert set(model.regularizers([0.2], 50)) == {"gate_balance", "gate_entropy"}
+    half = model.regularizers([0.2], 50)["gate_entropy"]
+    assert torch.allclose(2 * half, model.regularizers([0.2], 100)["gate_entropy"])
+
+
+@pytest.mark.parametrize(
+    "weights", [{"balance_weight": 1.0}, {"entropy_weight_init": -1.0}, {"entropy_weight_init": 1}]
+)
+def test_router_losses_do_what_they_say(weights):
+    model = small_model().train()
+    model.config.opt.iterations = 10**9  # the schedule stands at its start
+    for name, value in weights.items():
+        setattr(model.config.opt, name, value)
+    knots = model.gaussians["gate_xyz"]
+    with torch.no_grad():
+        knots[..., 0] += 1.0  # the first expert is ahead
+    before = model.gates(0.5)["xyz"]
+    optimizer = torch.optim.SGD([knots], lr=20.0)
+    for _ in range(20):
+        terms = model.regularizers([0.5], 0)
+        optimizer.zero_grad()
+        (terms.get("gate_balance", 0) + terms.get("gate_entropy", 0)).backward()
+        optimizer.step()
+    after = model.gates(0.5)["xyz"]
+    if "balance_weight" in weights:
+        assert (after.mean(0) - 0.5).abs().max() < 0.5 * (before.mean(0) - 0.5).abs().max()
+    elif weights["entropy_weight_init"] < 0:
+        assert entropy(after) > entropy(before) + 0.05
+    else:
+        assert entropy(after) < entropy(before) - 0.05
+
+
+def test_a_longer_clip_has_more_knots_when_asked_to_choose():
+    assert [knots_for(frames) for frames in (1, 15, 40, 60, 300, 3000)] == [3, 3, 4, 6, 12, 12]
+    model = small_model(control_num=0)
+    assert model.gaussians["gate_xyz"].shape[1] == 3

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from scene.gaussian_model import Canonical
-from scene.router import Router, hermite_weights, published_gate, softmax_gate
+from scene.router import (
+    Router,
+    balance_loss,
+    entropy,
+    hermite_weights,
+    published_gate,
+    softmax_gate,
+)
 
 
 def hermite_oracle(knots: list[float], time: float) -> float:
@@ -86,7 +93,7 @@ def canonical_with(extra: dict[str, torch.Tensor]) -> Canonical:
 
 @pytest.mark.parametrize("warmup", ["random", "uniform"])
 def test_warm_up_gives_every_expert_its_share_and_the_router_no_gradient(warmup):
-    router = Router(3, ("xyz",), 4, warmup=warmup)
+    router = Router({"xyz": (0, 1, 2)}, 4, warmup=warmup)
     knots = torch.nn.Parameter(router.initial_parameters(5000, torch.Generator())["gate_xyz"])
     gates = router(canonical_with({"gate_xyz": knots}), 0.4, warming_up=True)["xyz"]
     assert torch.allclose(gates.sum(-1), torch.ones(5000))
@@ -96,7 +103,7 @@ def test_warm_up_gives_every_expert_its_share_and_the_router_no_gradient(warmup)
 
 def test_gates_follow_the_knots_in_time():
     knots = torch.tensor([[[5.0, 0.0], [0.0, 0.0], [0.0, 5.0]]])
-    router = Router(2, ("rotation",), 3)
+    router = Router({"rotation": (0, 1)}, 3)
     canonical = canonical_with({"gate_rotation": knots})
     first, middle, last = (router(canonical, t)["rotation"][0] for t in (0.0, 0.5, 1.0))
     assert first[0] > 0.99 and last[1] > 0.99
@@ -113,7 +120,7 @@ def train_toy(gate: str, steps: int) -> float:
     better = torch.randint(2, (count,), generator=generator)
     error = torch.rand(count, 2, generator=generator) * 0.5 + 0.5
     error[torch.arange(count), better] *= 0.1
-    router = Router(2, ("xyz",), knots, gate=gate)
+    router = Router({"xyz": (0, 1)}, knots, gate=gate)
     values = torch.nn.Parameter(router.initial_parameters(count, generator)["gate_xyz"])
     adam = torch.optim.Adam([values], lr=5e-3, eps=1e-15)
     canonical = canonical_with({"gate_xyz": values})
@@ -142,4 +149,28 @@ def test_published_router_stays_at_chance():
 
 def test_unknown_attribute_is_refused():
     with pytest.raises(ValueError, match="colour"):
-        Router(2, ("colour",), 3)
+        Router({"colour": (0, 1)}, 3)
+
+
+def test_balance_is_zero_for_equal_use_and_largest_for_one_expert():
+    equal = torch.eye(4).repeat(5, 1)
+    alone = torch.zeros(20, 4)
+    alone[:, 2] = 1
+    assert balance_loss(equal).item() == pytest.approx(0, abs=1e-6)
+    assert balance_loss(alone).item() == pytest.approx(3)
+
+
+def test_entropy_runs_from_zero_to_one():
+    assert entropy(torch.full((3, 4), 0.25)).item() == pytest.approx(1)
+    assert entropy(torch.eye(4)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_losses_of_the_gates_have_right_gradients():
+    logits = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    for measure in (balance_loss, entropy):
+        assert torch.autograd.gradcheck(lambda z, m=measure: m(softmax_gate(z)), logits)
+
+
+def test_a_single_member_needs_no_router():
+    with pytest.raises(ValueError, match="less than two"):
+        Router({"xyz": (0,)}, 3)

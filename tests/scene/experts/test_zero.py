@@ -7,6 +7,7 @@ import torch
 import tiny
 from scene.experts import Moment
 from scene.experts.zero import ZeroExpert
+from scene.router import ATTRIBUTES
 from training.launch import build_model
 
 
@@ -20,7 +21,7 @@ def test_it_says_nothing():
     made = ZeroExpert()
     delta = made(None, Moment(0.5, 0), frozenset({"xyz", "rotation"}))
     assert set(vars(delta).values()) == {None}
-    assert made.attributes == frozenset() and not list(made.parameters())
+    assert made.attributes == frozenset(ATTRIBUTES) and not list(made.parameters())
 
 
 def test_alone_it_is_a_static_scene():
