@@ -100,6 +100,16 @@ class RenderingArguments:
     quiet: bool = option(False, "print results only: no progress, no notes")
     threads: int = option(0, "CPU threads; 0: PyTorch's default")
     lpips: bool = option(True, "measure LPIPS too, when its weights are found")
+    gate_viz: list[str] | None = option(
+        None,
+        "also draw which expert the router trusts where, with a table of how much each is used; "
+        "of these attributes (xyz, rotation, log_scale, opacity, sh), without a name of all",
+    )
+    moe_top_k: int | None = option(
+        None,
+        "experts kept per Gaussian and attribute, 0: all; fewer are faster, since experts without "
+        "weight are not evaluated; default: the run's",
+    )
     source_path: str | None = option(None, "where the scene is now; default: the run's", short="s")
     resolution: int | None = option(
         None, "size of the frames, as in training; default: the run's", short="r"
@@ -181,6 +191,8 @@ def parse_rendering(
     validate(config)
     check_range("iteration", values["iteration"], -1)
     check_range("threads", values["threads"], 0)
+    if values["moe_top_k"] is not None:
+        check_range("moe_top_k", values["moe_top_k"], 0)
     return RenderingArguments(model_path=folder, config=config, **values)
 
 

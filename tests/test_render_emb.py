@@ -272,3 +272,39 @@ def test_corrupt_video_of_the_scene(run, source, tmp_path, capsys):
     video = copy / "cam00.mp4"
     video.write_bytes(video.read_bytes()[:5000])
     assert "cam00.mp4" in fails(capsys, run, "-s", str(copy))
+
+
+def test_gates_are_drawn_and_counted(run, capsys):
+    assert render(run, "--skip_train", "--skip_video", "--gate_viz", "xyz") == 0
+    out = run / "test" / "ours_100"
+    pictures = sorted((out / "gates_xyz").iterdir())
+    assert [p.name for p in pictures] == ["00000.png", "00001.png", "00002.png"]
+    assert probe_video(out / "video_gates_xyz.mp4").frames == 3
+    assert not (out / "gates_rotation").exists()
+    record = json.loads((run / "gates.json").read_text())
+    assert set(record["gates"]) == {"xyz", "rotation"} and record["iteration"] == 100
+    assert "hexplane" in capsys.readouterr().out
+
+
+def test_skip_existing_draws_the_gates_that_are_missing(run, capsys):
+    flags = ("--skip_train", "--skip_video", "--skip_existing")
+    assert render(run, *flags) == 0
+    assert render(run, *flags, "--gate_viz") == 0
+    assert (run / "test" / "ours_100" / "gates_rotation").is_dir()
+    capsys.readouterr()
+    assert render(run, *flags, "--gate_viz") == 0
+    assert "is rendered already" in capsys.readouterr().out
+
+
+def test_gates_that_there_are_not_are_refused(run, capsys):
+    assert "--gate_viz sh" in fails(capsys, run, "--gate_viz", "sh")
+
+
+def test_fewer_experts_can_be_kept_when_rendering(run):
+    flags = ("--skip_train", "--skip_video")
+    assert render(run, *flags, "--moe_top_k", "1") == 0
+    assert render(run, *flags) == 0
+
+
+def test_a_negative_number_of_experts_is_refused(run, capsys):
+    assert "--moe_top_k is -1" in fails(capsys, run, "--moe_top_k", "-1")

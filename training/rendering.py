@@ -8,6 +8,11 @@
     <run>/<set>/ours_<n>/metrics.json                        "psnr", the set's mean, is its last key
     <run>/metrics.json                                       all sets of that iteration, likewise
 
+and with ``--gate_viz``::
+
+    <run>/<set>/ours_<n>/gates_<attribute>/00000.png, video_gates_<attribute>.mp4
+    <run>/gates.json                                         how much each expert is used
+
 A set's folder appears whole or not at all. The set ``video``, a camera path, has no ground truth
 and so no metrics but speed and size.
 """
@@ -18,7 +23,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,18 +34,29 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments_MoDE.cli import parse_rendering
+from arguments_MoDE.cli import RenderingArguments, parse_rendering
 from scene import Scene, View, load_scene
 from scene.experts import REGISTRY
+from scene.mixture import MoDE
 from training.checkpoint import Run, load_run, model_folder, saved_iterations
 from training.evaluation import (
     Perceptual,
+    Render,
     compare,
+    evenly_spaced,
     finite,
     mean_of,
     measure_fps,
     target_of,
     view_renderer,
+)
+from training.gates import (
+    USAGE_TIMES,
+    chosen_attributes,
+    gate_renderer,
+    gate_usage,
+    usage_table,
+    with_legend,
 )
 from training.launch import choose_device
 from utils.errors import UserError
@@ -64,23 +80,40 @@ def render_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     nets = NETS if arguments.lpips else ()
     wanted = sets
     if arguments.skip_existing:
-        sets = _not_yet_rendered(sets, arguments.model_path, arguments.iteration, nets)
+        done = _rendered(sets, arguments, nets)
+        sets = [name for name in sets if name not in done]
         if not sets:
             return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
     run = load_run(arguments.model_path, arguments.iteration, device)
+    if arguments.moe_top_k is not None:
+        run.model.router.top_k = arguments.moe_top_k
+    drawn = [] if arguments.gate_viz is None else chosen_attributes(run.model, arguments.gate_viz)
     scene = load_scene(arguments.config.model)
     scene.prepare([view for name in sets for view in getattr(scene, name)])
-    results = render_sets(run, scene, sets=sets, device=device, lpips=nets, quiet=arguments.quiet)
+    results = render_sets(
+        run, scene, sets=sets, device=device, lpips=nets, gates=drawn, quiet=arguments.quiet
+    )
     if not results and sets == wanted:
         raise UserError(f"{scene.source_path} has no views in the sets {', '.join(sets)}")
     if results:
         print(table(results))
     for name in results:
         print(set_folder(run.model_path, name, run.iteration))
+    if drawn:
+        print(_write_usage(run, scene))
     return 0
+
+
+def _write_usage(run: Run, scene: Scene) -> str:
+    """Writes how much each expert is used to ``gates.json``; returns it as a table."""
+    times = [scene.times[i] for i in evenly_spaced(len(scene.times), USAGE_TIMES)]
+    usage = gate_usage(run.model, times, run.iteration)
+    record = {"iteration": run.iteration, "times": times, "gates": usage}
+    write_json(run.model_path / "gates.json", record)
+    return usage_table(usage)
 
 
 def set_folder(model_path: Path, name: str, iteration: int) -> Path:
@@ -88,18 +121,29 @@ def set_folder(model_path: Path, name: str, iteration: int) -> Path:
     return model_path / name / f"ours_{iteration}"
 
 
-def _not_yet_rendered(
-    sets: Sequence[str], model_path: Path, iteration: int, nets: Sequence[str]
-) -> list[str]:
-    """The sets without those that `is_rendered`, which are printed."""
+def _rendered(sets: Sequence[str], arguments: RenderingArguments, nets: Sequence[str]) -> list[str]:
+    """Those of the sets that need not be rendered again, which are printed."""
+    path, iteration = arguments.model_path, arguments.iteration
     if iteration == -1:
-        iteration = max(saved_iterations(model_path), default=-1)
-    done = [name for name in sets if is_rendered(model_path, name, iteration, nets)]
+        iteration = max(saved_iterations(path), default=-1)
+    done = [
+        name
+        for name in sets
+        if is_rendered(path, name, iteration, nets)
+        and _has_gates(set_folder(path, name, iteration), arguments.gate_viz)
+    ]
     for name in done:
-        print(f"{set_folder(model_path, name, iteration)} is rendered already")
+        print(f"{set_folder(path, name, iteration)} is rendered already")
     if done:
-        write_json(model_path / "metrics.json", collect(model_path, iteration))
-    return [name for name in sets if name not in done]
+        write_json(path / "metrics.json", collect(path, iteration))
+    return done
+
+
+def _has_gates(folder: Path, wanted: Sequence[str] | None) -> bool:
+    if wanted is None:
+        return True
+    drawn = {path.name.removeprefix("gates_") for path in folder.glob("gates_*")}
+    return set(wanted) <= drawn if wanted else bool(drawn)
 
 
 def is_rendered(model_path: Path, name: str, iteration: int, nets: Sequence[str]) -> bool:
@@ -130,6 +174,7 @@ def render_sets(
     sets: Sequence[str] = SETS,
     device: str = "cpu",
     lpips: Sequence[str] = NETS,
+    gates: Sequence[str] = (),
     quiet: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Renders and measures the sets of a run into its folder.
@@ -137,6 +182,7 @@ def render_sets(
     Args:
         sets: of `SETS`; those without views are passed over.
         lpips: networks of `utils.lpips.NETS` to measure with; they may turn out not available.
+        gates: routed attributes whose gates are drawn as well.
 
     Returns:
         What each set's ``metrics.json`` holds.
@@ -147,12 +193,15 @@ def render_sets(
     render_view = view_renderer(run.model, scene, run.iteration)
     measured = any(getattr(scene, name) for name in sets if name != "video")
     perceptual = Perceptual(lpips if measured else (), device)
+    gate_views = {a: gate_renderer(run.model, scene, run.iteration, a) for a in gates}
     results = {}
     for name in sets:
         views = getattr(scene, name)
         if not views:
             continue
-        results[name] = _render_set(name, views, run, render_view, perceptual, device, quiet)
+        results[name] = _render_set(
+            name, views, run, render_view, perceptual, device, quiet, gate_views
+        )
     if results:
         write_json(run.model_path / "metrics.json", collect(run.model_path, run.iteration))
     return results
@@ -166,12 +215,14 @@ def _render_set(
     perceptual: Perceptual,
     device: str,
     quiet: bool,
+    gate_views: Mapping[str, Render],
 ) -> dict[str, Any]:
     out = set_folder(run.model_path, name, run.iteration)
     fps, timed = measure_fps(render_view, views, device)
     try:
         with atomic_folder(out) as folder:
             rows = _render_frames(name, views, folder, render_view, perceptual, quiet)
+            _draw_gates(views, folder, run.model, gate_views, quiet)
             _write_videos(folder, views, quiet)
             record = {
                 "set": name,
@@ -257,6 +308,22 @@ def _render_frames(
     return rows
 
 
+def _draw_gates(
+    views: Sequence[View],
+    folder: Path,
+    model: MoDE,
+    gate_views: Mapping[str, Render],
+    quiet: bool,
+) -> None:
+    """Writes a picture of the gates of each attribute for every view, with a legend."""
+    with ImageWriter() as writer:
+        for attribute, draw in gate_views.items():
+            bar = tqdm(views, desc=f"gates of {attribute}", disable=quiet)
+            for index, view in enumerate(bar):
+                pixels = with_legend(_pixels(draw(view)), model, attribute, view.time)
+                writer.submit(folder / f"gates_{attribute}" / f"{index:05d}.png", pixels)
+
+
 def _pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) float to (H, W, 3) uint8 on the host."""
     return to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
@@ -301,10 +368,11 @@ class ImageWriter:
 
 def _write_videos(folder: Path, views: Sequence[View], quiet: bool) -> None:
     """Encodes the images just written, so that no frame need be kept in memory."""
+    kinds = {"renders": "rgb", "gt": "gt", **{p.name: p.name for p in folder.glob("gates_*")}}
     jobs = {
         folder / f"video_{short}{suffix}.mp4": [folder / kind / f"{i:05d}.png" for i in indices]
         for suffix, indices in _clips(views).items()
-        for kind, short in (("renders", "rgb"), ("gt", "gt"))
+        for kind, short in kinds.items()
         if (folder / kind).is_dir()
     }
     with ThreadPoolExecutor(2) as pool:
