@@ -37,8 +37,24 @@ def record(mixture, arguments, variant: str, seed: int, psnr: float, moving: flo
 
 
 def test_first_seeds_of_everything_come_before_second_ones(mixture, arguments):
+    arguments.seeds = None
     order = [seed for _, _, seed in mixture.cells(arguments)]
-    assert order == [0] * len(mixture.VARIANTS) + [1] * len(mixture.VARIANTS)
+    routed = len(mixture.VARIANTS) - len(mixture.CONTROLS)  # controls have one seed
+    assert order == [0] * len(mixture.VARIANTS) + [1] * routed + [2] * routed
+
+
+def test_the_longer_run_is_made_only_when_asked_for(mixture, arguments):
+    arguments.scenes = None
+    assert "panoptic_half" not in {scene for scene, _, _ in mixture.cells(arguments)}
+    arguments.scenes = ["panoptic_half"]
+    assert {scene for scene, _, _ in mixture.cells(arguments)} == {"panoptic_half"}
+
+
+def test_a_control_is_compared_over_the_seeds_that_both_have(mixture, arguments):
+    for seed in (0, 1):
+        record(mixture, arguments, "hexplane+hash", seed, 21.0 + 4 * seed, 17.5)
+    record(mixture, arguments, "hash, plain sum", 0, 20.0, 17.0)
+    assert "| whole image | +1.00 | +1.00 |" in mixture.tables(arguments)
 
 
 def test_a_mixture_is_compared_with_its_best_member_in_each_column(mixture, arguments):
