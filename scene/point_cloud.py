@@ -83,7 +83,7 @@ def read_ply(path: str | Path) -> PointCloud:
     if missing:
         raise UserError(f"{path}: has no vertex property {missing[0]!r}; it is not a point cloud")
     xyz = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float32)
-    return checked_cloud(path, xyz, _colours(vertices, len(xyz)))
+    return checked_cloud(path, xyz, colours_of(vertices, len(xyz)))
 
 
 def checked_cloud(path: str | Path, xyz: np.ndarray, rgb: np.ndarray) -> PointCloud:
@@ -103,8 +103,13 @@ def checked_cloud(path: str | Path, xyz: np.ndarray, rgb: np.ndarray) -> PointCl
     return PointCloud(xyz, rgb)
 
 
-def _colours(vertices: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """(N, 3) uint8 from integer colours, or from floats in [0, 1]."""
+def colours_of(vertices: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """(N, 3) uint8 from integer colours, or from floats in [0, 1]; grey where there are none.
+
+    Args:
+        vertices: as `read_vertices` returns them.
+        count: N.
+    """
     for names in _COLOURS:
         if all(name in vertices for name in names):
             rgb = np.stack([vertices[name] for name in names], axis=1)
