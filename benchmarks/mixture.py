@@ -72,8 +72,8 @@ PANOPTIC_FLAGS = (
 ).split() + SHORT_RUN
 # The longer run of the best mixture and its best member: only when asked for by --scenes.
 HALF_FLAGS = (
-    "--resolution 2 --duration 30 --iterations 5000 --coarse_iterations 1000 --batch_size 1 "
-    "--max_gaussians 16000 --densify_until_iter 3000 --lambda_dssim 0.2"
+    "--resolution 2 --duration 30 --iterations 4000 --coarse_iterations 800 --batch_size 1 "
+    "--max_gaussians 16000 --densify_until_iter 2400 --lambda_dssim 0.2"
 ).split() + SHORT_RUN
 DEMO_FLAGS = (
     "--iterations 800 --coarse_iterations 200 --max_gaussians 7000 --no-emb_use_anneal "
