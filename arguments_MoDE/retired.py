@@ -33,7 +33,6 @@ RETIRED: dict[str, dict[str, Retired]] = {
         ),
         "eval": Retired("test cameras are always held out (--test_cameras)", only=True),
         "extension": Retired("image files are found whatever their type"),
-        "llffhold": Retired("held-out cameras are named by --test_cameras"),
         "render_process": Retired("use --test_iterations to watch a run"),
         "scale_xyz": Retired("the hash grids span the scene's box"),
     },

@@ -179,6 +179,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "resolution": (-1, math.inf),
     "sh_degree": (0, 3),
     "frame_step": (1, math.inf),
+    "llffhold": (0, math.inf),
     "seed": (0, 2**63 - 1),
     "batch_size": (1, math.inf),
     "densification_interval": (1, math.inf),

@@ -11,7 +11,7 @@ import numpy as np
 from arguments_MoDE.config import ModelParams
 from scene.camera_paths import fit_path
 from scene.cameras import Camera
-from scene.datasets import blender, n3v, panoptic
+from scene.datasets import blender, colmap, n3v, panoptic
 from scene.datasets.checks import check_images, check_poses
 from scene.datasets.common import Capture, Shot, frame_time
 from scene.frames import FrameStore, Size, VideoFrames
@@ -25,22 +25,28 @@ _DECODE_AT_ONCE = 150_000_000  # pixels of video that decode in about a second o
 
 @dataclass(frozen=True)
 class Format:
-    """One row of the table: a folder with the file ``marker`` is read by ``load``."""
+    """One row of the table: a folder that ``fits`` is read by ``load``; ``marker`` says why."""
 
     marker: str
     title: str
     load: Callable[[Path, ModelParams], Capture]
+    fits: Callable[[Path], bool]
+
+
+def _has(marker: str) -> Callable[[Path], bool]:
+    return lambda root: (root / marker).is_file()
 
 
 FORMATS = (
-    Format(n3v.MARKER, "Neural 3D Video", n3v.load),
-    Format(panoptic.MARKER, "PanopticSports", panoptic.load),
-    Format(blender.MARKER, "D-NeRF / Blender", blender.load),
+    Format(n3v.MARKER, "Neural 3D Video", n3v.load, n3v.fits),
+    Format(panoptic.MARKER, "PanopticSports", panoptic.load, _has(panoptic.MARKER)),
+    Format(blender.MARKER, "D-NeRF / Blender", blender.load, _has(blender.MARKER)),
+    Format(colmap.MARKER, "COLMAP", colmap.load, colmap.fits),
 )
 
 
 def detect_format(root: Path) -> Format:
-    """The first format whose marker is in the folder.
+    """The first format that the folder fits.
 
     Raises:
         UserError: no such folder, or none of the markers; the line lists them.
@@ -48,7 +54,7 @@ def detect_format(root: Path) -> Format:
     if not root.is_dir():
         raise UserError(f"-s {root}: no such folder; give the scene's folder")
     for candidate in FORMATS:
-        if (root / candidate.marker).is_file():
+        if candidate.fits(root):
             return candidate
     looked_for = ", ".join(f"{f.marker} ({f.title})" for f in FORMATS)
     raise UserError(f"{root}: unknown scene type; looked for {looked_for} and found none of them")

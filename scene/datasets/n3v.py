@@ -15,6 +15,7 @@ import numpy as np
 
 from arguments_MoDE.config import ModelParams
 from scene.cameras import Camera, camera_from_pose
+from scene.colmap import find_model
 from scene.datasets.common import (
     Capture,
     Shot,
@@ -31,6 +32,15 @@ from utils.errors import UserError
 
 MARKER = "poses_bounds.npy"
 _CLOUDS = ("points3D_downsample.ply", "points3D_downsample2.ply")
+
+
+def fits(root: Path) -> bool:
+    """Whether there are poses, and more than the photos and COLMAP model of an LLFF scene."""
+    if not (root / MARKER).is_file():
+        return False
+    rig = any(p.suffix.lower() in video.SUFFIXES or p.is_dir() for p in root.glob("cam*"))
+    rig = rig or any((root / name).exists() for name in _CLOUDS)
+    return rig or find_model(root) is None
 
 
 def load(root: Path, model: ModelParams) -> Capture:

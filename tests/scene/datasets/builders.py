@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,3 +221,79 @@ def marker_error(view: View) -> float:
     pixels, depth = view.camera.project(marker(view.time)[None])
     assert depth[0] > 0
     return float(np.linalg.norm(pixels[0] - disc_centre(view.image().numpy())))
+
+
+def colmap_scene(
+    root: Path, frames: int = 9, *, binary: bool = True, model: str = "PINHOLE"
+) -> list[RigCamera]:
+    """A camera that moves: photos ``images/0000.png`` and a model in ``sparse/0``."""
+    cameras = rig(frames)
+    for index, camera in enumerate(cameras):
+        save(root / "images" / f"{index:04d}.png", picture(camera, frame_time(index, frames)))
+    write_colmap(root / "sparse" / "0", cameras, cloud(), binary=binary, model=model)
+    return cameras
+
+
+def write_colmap(
+    folder: Path, cameras: list[RigCamera], points: PointCloud, *, binary: bool, model: str
+) -> None:
+    """The three files of a COLMAP model: images named 0000.png on, a camera each, with features."""
+    folder.mkdir(parents=True)
+    lenses = []
+    for camera in cameras:
+        pinhole = (camera.fx, camera.fy, camera.cx, camera.cy)
+        lenses.append({"PINHOLE": pinhole, "OPENCV": (*pinhole, 0.1, 0, 0, 0)}[model])
+    poses = [_colmap_pose(camera.pose) for camera in cameras]
+    write = _write_colmap_binary if binary else _write_colmap_text
+    write(folder, lenses, poses, points, model)
+
+
+def _colmap_pose(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """World-to-camera quaternion wxyz and translation."""
+    rotation = pose[:3, :3].T
+    w = math.sqrt(max(1 + np.trace(rotation), 0)) / 2
+    assert w > 0.1, "this simple formula needs small rotations"
+    vector = np.array(
+        [
+            rotation[2, 1] - rotation[1, 2],
+            rotation[0, 2] - rotation[2, 0],
+            rotation[1, 0] - rotation[0, 1],
+        ]
+    )
+    return np.array([w, *(vector / (4 * w))]), -rotation @ pose[:3, 3]
+
+
+def _write_colmap_binary(folder: Path, lenses, poses, points: PointCloud, model: str) -> None:
+    number = {"PINHOLE": 1, "OPENCV": 4}[model]
+    out = struct.pack("<Q", len(lenses))
+    for i, lens in enumerate(lenses):
+        out += struct.pack(f"<iiQQ{len(lens)}d", i + 1, number, *SIZE, *lens)
+    (folder / "cameras.bin").write_bytes(out)
+    out = struct.pack("<Q", len(poses))
+    for i, (quaternion, translation) in reversed(list(enumerate(poses))):
+        out += struct.pack("<i7di", i + 1, *quaternion, *translation, i + 1)
+        out += f"{i:04d}.png".encode() + b"\0"
+        out += struct.pack("<Q", i) + i * struct.pack("<ddq", 1.0, 2.0, -1)
+    (folder / "images.bin").write_bytes(out)
+    out = struct.pack("<Q", len(points))
+    for i, (xyz, rgb) in enumerate(zip(points.xyz, points.rgb, strict=True)):
+        track = i % 3
+        out += struct.pack("<Q3d3BdQ", i, *map(float, xyz), *map(int, rgb), 0.5, track)
+        out += track * struct.pack("<ii", 1, 0)
+    (folder / "points3D.bin").write_bytes(out)
+
+
+def _write_colmap_text(folder: Path, lenses, poses, points: PointCloud, model: str) -> None:
+    lines = ["# Camera list"]
+    for i, lens in enumerate(lenses):
+        lines.append(" ".join(map(str, (i + 1, model, *SIZE, *lens))))
+    (folder / "cameras.txt").write_text("\n".join(lines) + "\n")
+    lines = ["# Image list with two lines of data per image:"]
+    for i, (quaternion, translation) in enumerate(poses):
+        lines.append(" ".join(map(str, (i + 1, *quaternion, *translation, i + 1, f"{i:04d}.png"))))
+        lines.append("" if i % 2 else "1.0 2.0 -1")
+    (folder / "images.txt").write_text("\n".join(lines) + "\n")
+    lines = ["# 3D point list"]
+    for i, (xyz, rgb) in enumerate(zip(points.xyz, points.rgb, strict=True)):
+        lines.append(" ".join(map(str, (i, *xyz, *rgb, 0.5, 1, 0, 2, 0))))
+    (folder / "points3D.txt").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,254 @@
+"""COLMAP models: cameras, posed images and points, from text or binary files.
+
+The format is that of COLMAP's documentation ("Output Format"). Every count that a file claims is
+checked against its size before anything is allocated, and a file that ends early is an error that
+names it; nothing is read that has no use here (feature tracks are stepped over).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scene.point_cloud import PointCloud, checked_cloud
+from utils.errors import UserError
+
+NAMES = ("cameras", "images", "points3D")
+# Name and number of parameters of each model, in the order of the binary files' numbers.
+MODELS = (
+    ("SIMPLE_PINHOLE", 3),
+    ("PINHOLE", 4),
+    ("SIMPLE_RADIAL", 4),
+    ("RADIAL", 5),
+    ("OPENCV", 8),
+    ("OPENCV_FISHEYE", 8),
+    ("FULL_OPENCV", 12),
+    ("FOV", 5),
+    ("SIMPLE_RADIAL_FISHEYE", 4),
+    ("RADIAL_FISHEYE", 5),
+    ("THIN_PRISM_FISHEYE", 12),
+)
+LARGEST = 1e30  # of a pose's numbers: squares of larger ones do not fit float32
+_COUNTS = dict(MODELS)
+# Models that are a pinhole when all parameters after the intrinsics are zero; fisheyes never are.
+_ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+_TWO_FOCALS = ("PINHOLE", "OPENCV", "FULL_OPENCV")
+
+
+@dataclass(frozen=True)
+class ColmapCamera:
+    """Intrinsics as the file has them; pixels, the top left corner at (0, 0)."""
+
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+    def pinhole(self) -> tuple[float, float, float, float] | None:
+        """fx, fy, cx, cy, or None where the lens is distorted."""
+        if self.model in _ONE_FOCAL:
+            f, cx, cy, *rest = self.params
+            intrinsics = (f, f, cx, cy)
+        elif self.model in _TWO_FOCALS:
+            fx, fy, cx, cy, *rest = self.params
+            intrinsics = (fx, fy, cx, cy)
+        else:
+            return None
+        return None if any(rest) else intrinsics
+
+
+@dataclass(frozen=True)
+class ColmapImage:
+    """A registered image."""
+
+    name: str
+    camera_id: int
+    quaternion: tuple[float, float, float, float]  # wxyz, world to camera
+    translation: tuple[float, float, float]  # world to camera
+
+    def camera_to_world(self) -> np.ndarray:
+        """(4, 4) with OpenCV axes."""
+        w, x, y, z = np.array(self.quaternion) / np.linalg.norm(self.quaternion)
+        rotation = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        pose = np.eye(4)
+        pose[:3, :3] = rotation.T
+        pose[:3, 3] = -rotation.T @ np.array(self.translation)
+        return pose
+
+
+@dataclass(frozen=True)
+class ColmapModel:
+    """What a model folder holds; ``images`` are in the order of their names."""
+
+    cameras: dict[int, ColmapCamera]
+    images: list[ColmapImage]
+    points: PointCloud
+
+
+def find_model(root: Path) -> Path | None:
+    """A scene's model: in ``sparse/0``, ``sparse`` or ``colmap/sparse/0``, the first there is."""
+    for name in ("sparse/0", "sparse", "colmap/sparse/0"):
+        folder = root / name
+        if any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+            return folder
+    return None
+
+
+def read_model(folder: Path) -> ColmapModel:
+    """Reads the three files of a model, binary ones before text.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not belong together.
+    """
+    suffix = next((s for s in (".bin", ".txt") if (folder / f"cameras{s}").is_file()), ".bin")
+    paths = [folder / f"{name}{suffix}" for name in NAMES]
+    readers = (
+        (_binary_cameras, _binary_images, _binary_points)
+        if suffix == ".bin"
+        else (_text_cameras, _text_images, _text_points)
+    )
+    cameras, images, points = (
+        _read(path, reader) for path, reader in zip(paths, readers, strict=True)
+    )
+    if not images:
+        raise UserError(f"{paths[1]}: registers no image; run structure from motion again")
+    for image in images:
+        if image.camera_id not in cameras:
+            raise UserError(
+                f"{paths[1]}: {image.name} has camera {image.camera_id}, which {paths[0].name} "
+                "lacks; copy the model again"
+            )
+        numbers = np.array((*image.quaternion, *image.translation))
+        if not ((np.abs(numbers) < LARGEST).all() and np.abs(numbers[:4]).max() > 1e-6):
+            raise UserError(f"{paths[1]}: the pose of {image.name} is no pose; make it again")
+    return ColmapModel(
+        cameras, sorted(images, key=lambda image: image.name), checked_cloud(paths[2], *points)
+    )
+
+
+def _read(path: Path, reader):
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); copy the model again"
+        ) from None
+    try:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused
+            return reader(data)
+    except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({error}); copy the model again") from None
+
+
+# ---- binary -------------------------------------------------------------------------------------
+
+
+class _Cursor:
+    """Reads little-endian values one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, form: str) -> tuple:
+        values = struct.unpack_from("<" + form, self.data, self.at)  # struct.error at the end
+        self.at += struct.calcsize("<" + form)
+        return values
+
+    def skip(self, size: int) -> None:
+        if size > len(self.data) - self.at:
+            raise ValueError(f"ends at byte {len(self.data)}, where more is promised")
+        self.at += size
+
+    def count(self, smallest: int) -> int:
+        """A number of records that take ``smallest`` bytes each at least."""
+        (count,) = self.take("Q")
+        if count * smallest > len(self.data) - self.at:
+            raise ValueError(f"claims {count} records, more than the file has room for")
+        return count
+
+    def text(self) -> str:
+        end = self.data.index(b"\0", self.at)
+        text = self.data[self.at : end].decode("utf-8")
+        self.at = end + 1
+        return text
+
+
+def _binary_cameras(data: bytes) -> dict[int, ColmapCamera]:
+    cursor, cameras = _Cursor(data), {}
+    for _ in range(cursor.count(24)):
+        number, model, width, height = cursor.take("iiQQ")
+        if not 0 <= model < len(MODELS):
+            raise ValueError(f"camera {number} has the unknown model {model}")
+        name, count = MODELS[model]
+        cameras[number] = ColmapCamera(name, width, height, cursor.take(f"{count}d"))
+    return cameras
+
+
+def _binary_images(data: bytes) -> list[ColmapImage]:
+    cursor, images = _Cursor(data), []
+    for _ in range(cursor.count(73)):
+        _, *pose, camera = cursor.take("i7di")
+        name = cursor.text()
+        cursor.skip(24 * cursor.count(24))
+        images.append(ColmapImage(name, camera, tuple(pose[:4]), tuple(pose[4:])))
+    return images
+
+
+def _binary_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    cursor = _Cursor(data)
+    count = cursor.count(51)
+    xyz, rgb = np.empty((count, 3), np.float32), np.empty((count, 3), np.uint8)
+    for row in range(count):
+        values = cursor.take("Q3d3Bd")
+        xyz[row], rgb[row] = values[1:4], values[4:7]
+        cursor.skip(8 * cursor.count(8))
+    return xyz, rgb
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+
+def _lines(data: bytes) -> list[str]:
+    """Without comments; empty lines stay, since an image may have no features."""
+    return [line for line in data.decode("utf-8").splitlines() if not line.startswith("#")]
+
+
+def _text_cameras(data: bytes) -> dict[int, ColmapCamera]:
+    cameras = {}
+    for line in filter(str.strip, _lines(data)):
+        number, model, width, height, *params = line.split()
+        if len(params) != _COUNTS[model]:
+            raise ValueError(f"camera {number} has {len(params)} parameters for {model}")
+        cameras[int(number)] = ColmapCamera(
+            model, int(width), int(height), tuple(map(float, params))
+        )
+    return cameras
+
+
+def _text_images(data: bytes) -> list[ColmapImage]:
+    images = []
+    lines = _lines(data)
+    while lines and not lines[0].strip():
+        lines.pop(0)
+    for line in lines[::2]:  # the other ones are features
+        if not line.strip():
+            continue
+        words = line.split(maxsplit=9)
+        pose = tuple(map(float, words[1:8]))
+        images.append(ColmapImage(words[9].strip(), int(words[8]), pose[:4], pose[4:]))
+    return images
+
+
+def _text_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    rows = [line.split(maxsplit=7)[1:7] for line in filter(str.strip, _lines(data))]
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), 6)
+    return table[:, :3].astype(np.float32), table[:, 3:].clip(0, 255).astype(np.uint8)
