@@ -19,6 +19,7 @@ OTHERS = {  # names of files in the user's own data, not in this repository
     "transforms_val.json",
     "train_meta.json",
     "test_meta.json",
+    "sparse/0",
 }
 
 
