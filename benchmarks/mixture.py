@@ -112,6 +112,8 @@ CASES = (
     ),
 )
 
+# The warm-up that never ends: every gate is 1 / E, a plain average of the experts.
+UNIFORM = "--warmup_gate uniform --gaiting_from_iter 1000000"
 VARIANTS = {
     "hexplane": "--experts hexplane",
     "embedding": "--experts embedding",
@@ -123,6 +125,8 @@ VARIANTS = {
     "embedding, plain sum": "--experts hexplane embedding --gate sum",
     "hash, published gate": "--experts hexplane hash --gate published",
     "hash, plain sum": "--experts hexplane hash --gate sum",
+    "hash, uniform gates": f"--experts hexplane hash {UNIFORM}",
+    "three, uniform gates": f"--experts hexplane embedding hash --moe_top_k 0 {UNIFORM}",
 }
 MEMBERS = {  # of the mixtures
     "hexplane+embedding": ("hexplane", "embedding"),
@@ -134,6 +138,8 @@ CONTROLS = {  # the same experts without a router that learns -> with one
     "embedding, plain sum": "hexplane+embedding",
     "hash, published gate": "hexplane+hash",
     "hash, plain sum": "hexplane+hash",
+    "hash, uniform gates": "hexplane+hash",
+    "three, uniform gates": "three",
 }
 CONTROL_SEEDS = 1  # compared with the same seeds of their mixture
 
