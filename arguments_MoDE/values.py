@@ -249,11 +249,14 @@ def _check_range(name: str, value: Any) -> None:
         check_range(name, value, *RANGES.get(name, (0, math.inf)))
 
 
+LINEAR = ("entropy_weight_final",)  # ends of schedules that may cross zero
+
+
 def _check_decays(config: Config) -> None:
     """A log-linear decay needs both ends positive, or both zero."""
     values = vars(config.opt)
     for name, final in values.items():
-        if not name.endswith("_final"):
+        if not name.endswith("_final") or name in LINEAR:
             continue
         start = name.removesuffix("_final")
         start = start if start in values else f"{start}_init"

@@ -17,6 +17,7 @@ above `MOVING`). Seconds are processor time of training.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -176,7 +177,7 @@ def _scene_folder(case: Case, arguments: argparse.Namespace) -> Path:
     for path in folder.iterdir():
         link = linked / path.name
         source = folder / "transforms_val.json" if path.name == "transforms_test.json" else path
-        if not link.is_symlink():
+        with contextlib.suppress(FileExistsError):  # of an earlier cell, or one that runs now
             link.symlink_to(source.resolve())
     return linked
 

@@ -249,3 +249,10 @@ def test_runs_are_compared_without_their_places(tmp_path):
 
 def test_the_settings_are_plain_json():
     assert json.loads(json.dumps(Config().as_dict())) == Config().as_dict()
+
+
+@pytest.mark.parametrize("ends", [(0.0, 0.01), (-0.01, 0.01), (0.02, 0.0)])
+def test_the_weight_of_the_entropy_may_cross_zero(ends):
+    config = Config()
+    config.opt.entropy_weight_init, config.opt.entropy_weight_final = ends
+    validate(config)
