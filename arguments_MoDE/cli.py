@@ -107,7 +107,7 @@ class RenderingArguments:
     )
     moe_top_k: int | None = option(
         None,
-        "experts kept per Gaussian and attribute, 0: all; fewer are faster, since experts without "
+        "experts kept per Gaussian, 0: all; fewer are faster, since experts without "
         "weight are not evaluated; default: the run's",
     )
     source_path: str | None = option(None, "where the scene is now; default: the run's", short="s")

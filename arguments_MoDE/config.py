@@ -253,7 +253,7 @@ class ModelHiddenParams:
         choices=("delta", "published"),
     )
     temp: float = option(1.0, "temperature of the softmax gate", structural=True)
-    moe_top_k: int = option(2, "experts kept per Gaussian and attribute; 0: all", structural=True)
+    moe_top_k: int = option(2, "experts kept per Gaussian; 0: all", structural=True)
     control_num: int = option(
         3,
         "knots of the router's spline in time; 0: by the clip's length (2 + frames / 15, 3 to 12)",

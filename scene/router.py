@@ -53,19 +53,12 @@ def knots_for(frames: int) -> int:
     return min(max(2 + frames // FRAMES_PER_KNOT, 3), 12)
 
 
-def softmax_gate(logits: Tensor, temperature: float = 1.0, top_k: int = 0) -> Tensor:
-    """Softmax over the experts, the ``top_k`` largest kept and renormalised (0: all).
-
-    Args:
-        logits: (N, E).
-
-    Returns:
-        (N, E) weights that sum to 1 per row.
-    """
-    return _keep_top(torch.softmax(logits / temperature, dim=-1), top_k)
+def softmax_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Softmax over the experts: (N, E) logits to (N, E) weights that sum to 1 per row."""
+    return torch.softmax(logits / temperature, dim=-1)
 
 
-def published_gate(logits: Tensor, top_k: int = 0) -> Tensor:
+def published_gate(logits: Tensor) -> Tensor:
     """The published gate: logits divided by their standard deviation over the experts.
 
     Kept for parity only. With two experts it emits 0.8044 and 0.1956 whatever the logits are, so
@@ -74,17 +67,37 @@ def published_gate(logits: Tensor, top_k: int = 0) -> Tensor:
     if logits.shape[-1] == 1:
         return torch.ones_like(logits)
     spread = logits.std(dim=-1, keepdim=True).clamp_min(1e-6)
-    return _keep_top(torch.softmax(logits / spread, dim=-1), top_k)
+    return torch.softmax(logits / spread, dim=-1)
 
 
-def _keep_top(probabilities: Tensor, top_k: int) -> Tensor:
-    experts = probabilities.shape[-1]
-    if top_k == 0 or top_k >= experts:
-        return probabilities
-    kept = probabilities.topk(top_k, dim=-1).indices
-    mask = torch.zeros_like(probabilities).scatter_(-1, kept, 1.0)
-    chosen = probabilities * mask
-    return chosen / chosen.sum(dim=-1, keepdim=True)
+def keep_top(
+    gates: Mapping[str, Tensor], members: Mapping[str, tuple[int, ...]], top_k: int
+) -> dict[str, Tensor]:
+    """Only the ``top_k`` experts that a Gaussian trusts most, their gates renormalised.
+
+    The choice is one for all attributes of a Gaussian, by the sum of the gates over them: an expert
+    must be evaluated for a Gaussian as soon as one attribute needs it, so that a choice for each
+    attribute would save next to nothing. An attribute that none of the chosen experts deforms
+    keeps its own best one.
+
+    Args:
+        gates: attribute -> (N, members) weights that sum to 1 per row.
+        members: attribute -> rows of the experts behind the columns.
+        top_k: at least 1.
+    """
+    some = next(iter(gates.values()))
+    total = some.new_zeros(len(some), 1 + max(max(rows) for rows in members.values()))
+    for attribute, gate in gates.items():
+        total[:, list(members[attribute])] += gate.detach()
+    chosen = torch.zeros_like(total).scatter_(-1, total.topk(top_k, dim=-1).indices, 1.0)
+    kept = {}
+    for attribute, gate in gates.items():
+        mask = chosen[:, list(members[attribute])]
+        own_best = torch.zeros_like(gate).scatter_(-1, gate.detach().argmax(-1, keepdim=True), 1.0)
+        any_left = (gate.detach() * mask).sum(-1, keepdim=True) > 0
+        weights = gate * torch.where(any_left, mask, own_best)
+        kept[attribute] = weights / weights.sum(dim=-1, keepdim=True)
+    return kept
 
 
 class Router:
@@ -106,6 +119,7 @@ class Router:
             members: attribute -> rows of the experts that deform it, at least two. An expert that
                 has nothing to say about an attribute is no member: its silence would only hold
                 the others back.
+            top_k: experts kept per Gaussian, see `keep_top`; 0: all.
             gate: ``softmax``; ``published``; or ``sum``, which is no router at all: every gate is
                 1 and the deltas add up (the baseline that a router must beat).
             warmup: gates while warming up, ``random`` per Gaussian and call, or ``uniform``.
@@ -157,12 +171,15 @@ class Router:
                 continue
             logits = sum(w * knots[:, k] for k, w in enumerate(weights) if w != 0.0)
             gates[attribute] = self._gate(logits)
+        experts = {row for rows in self.members.values() for row in rows}
+        if 0 < self.top_k < len(experts):
+            return keep_top(gates, self.members, self.top_k)
         return gates
 
     def _gate(self, logits: Tensor) -> Tensor:
         if self.gate == "published":
-            return published_gate(logits, self.top_k)
-        return softmax_gate(logits, self.temperature, self.top_k)
+            return published_gate(logits)
+        return softmax_gate(logits, self.temperature)
 
     def _warmup_gate(self, knots: Tensor) -> Tensor:
         shape = (len(knots), knots.shape[-1])

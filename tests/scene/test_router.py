@@ -11,6 +11,7 @@ from scene.router import (
     balance_loss,
     entropy,
     hermite_weights,
+    keep_top,
     published_gate,
     softmax_gate,
 )
@@ -75,10 +76,44 @@ def test_softmax_gate_has_ordinary_gradients():
 
 
 def test_top_k_keeps_the_largest_and_renormalises():
-    gates = softmax_gate(torch.tensor([[2.0, 1.0, 0.0]]), top_k=2)
-    assert gates[0, 2] == 0
-    assert gates[0, 0] / gates[0, 1] == pytest.approx(torch.e, rel=1e-5)
-    assert gates.sum().item() == pytest.approx(1)
+    gates = {"xyz": softmax_gate(torch.tensor([[2.0, 1.0, 0.0]]))}
+    kept = keep_top(gates, {"xyz": (0, 1, 2)}, 2)["xyz"]
+    assert kept[0, 2] == 0
+    assert kept[0, 0] / kept[0, 1] == pytest.approx(torch.e, rel=1e-5)
+    assert kept.sum().item() == pytest.approx(1)
+
+
+def test_top_k_chooses_once_for_all_attributes():
+    gates = {
+        "xyz": torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.35, 0.25]]),
+        "rotation": torch.tensor([[0.4, 0.6, 0.0], [0.1, 0.2, 0.7]]),
+    }
+    kept = keep_top(gates, {"xyz": (0, 1, 2), "rotation": (0, 1, 2)}, 1)
+    assert kept["xyz"].tolist() == kept["rotation"].tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_top_k_leaves_an_attribute_its_own_best_where_the_chosen_has_no_part_in_it():
+    gates = {
+        "xyz": torch.tensor([[0.1, 0.1, 0.8], [0.1, 0.1, 0.8]]),
+        "opacity": torch.tensor([[0.3, 0.7], [0.0, 1.0]]),
+        "rotation": torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]),
+    }
+    members = {"xyz": (0, 1, 2), "opacity": (0, 1), "rotation": (0, 1, 2)}
+    kept = keep_top(gates, members, 1)
+    assert kept["opacity"].tolist() == [[0, 1], [0, 1]]
+    for gate in kept.values():
+        assert gate.isfinite().all() and torch.allclose(gate.sum(-1), torch.ones(2))
+
+
+def test_top_k_has_ordinary_gradients():
+    logits = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
+    members = {"xyz": (0, 1, 2), "opacity": (0, 2)}
+
+    def kept(z):
+        gates = {"xyz": softmax_gate(z), "opacity": softmax_gate(z[:, [0, 2]])}
+        return tuple(keep_top(gates, members, 2).values())
+
+    assert torch.autograd.gradcheck(kept, logits)
 
 
 def test_temperature_sharpens():
