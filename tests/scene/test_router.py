@@ -96,10 +96,11 @@ def test_top_k_leaves_an_attribute_its_own_best_where_the_chosen_has_no_part_in_
     gates = {
         "xyz": torch.tensor([[0.1, 0.1, 0.8], [0.1, 0.1, 0.8]]),
         "opacity": torch.tensor([[0.3, 0.7], [0.0, 1.0]]),
-        "rotation": torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]),
+        "rotation": torch.tensor([[0.1, 0.1, 0.8], [0.1, 0.1, 0.8]]),
     }
     members = {"xyz": (0, 1, 2), "opacity": (0, 1), "rotation": (0, 1, 2)}
     kept = keep_top(gates, members, 1)
+    assert kept["xyz"].tolist() == kept["rotation"].tolist() == [[0, 0, 1], [0, 0, 1]]
     assert kept["opacity"].tolist() == [[0, 1], [0, 1]]
     for gate in kept.values():
         assert gate.isfinite().all() and torch.allclose(gate.sum(-1), torch.ones(2))
