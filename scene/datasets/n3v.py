@@ -16,18 +16,10 @@ import numpy as np
 from arguments_MoDE.config import ModelParams
 from scene.cameras import Camera, camera_from_pose
 from scene.colmap import find_model
-from scene.datasets.common import (
-    Capture,
-    Shot,
-    choose_cameras,
-    clip_frames,
-    frame_time,
-    note,
-    read_npy,
-)
-from scene.frames import FrameSource, ImageFrames, VideoFrames
+from scene.datasets.clips import add_rig, common_length, find_cameras, probe
+from scene.datasets.common import Capture, choose_cameras, clip_frames, read_npy
 from scene.point_cloud import PointCloud, read_ply
-from utils import images, video
+from utils import video
 from utils.errors import UserError
 
 MARKER = "poses_bounds.npy"
@@ -58,19 +50,16 @@ def load(root: Path, model: ModelParams) -> Capture:
             f"folders of frames{_examples(found)}); restore what is missing or remove its row"
         )
     names = list(found)
-    probed = [_probe(path) for path in found.values()]
-    chosen = clip_frames(_common_length(root, names, probed), model, root)
+    clips = [probe(path) for path in found.values()]
+    chosen = clip_frames(common_length(root, names, clips), model, root)
     held_out = choose_cameras(model.test_cameras, names, default=[0] if len(names) > 1 else [])
     capture = Capture("n3v", names, len(chosen), _cloud(root), poses_file)
     capture.focus_depth = _focus_depth(rows[:, 15:])
-    for row, (name, path) in enumerate(found.items()):
-        size = probed[row][0]
-        camera = _camera(name, rows[row], size).validate(poses_file)
-        capture.sources.append(_source(path, chosen, size))
-        shots = capture.test if row in held_out else capture.train
-        for index in range(len(chosen)):
-            time = frame_time(index, len(chosen), model.time_convention)
-            shots.append(Shot(camera, row, index, time, (row, index)))
+    cameras = [
+        _camera(name, row, clip.size).validate(poses_file)
+        for name, row, clip in zip(names, rows, clips, strict=True)
+    ]
+    add_rig(capture, cameras, [clip.source(chosen) for clip in clips], held_out, model)
     return capture
 
 
@@ -98,58 +87,6 @@ def _camera(name: str, row: np.ndarray, size: tuple[int, int]) -> Camera:
     pose = np.stack([right, down, -back, centre], axis=1)  # (3, 4), OpenCV axes
     sx, sy = (size[0] / width, size[1] / height) if min(width, height) > 0 else (np.nan, np.nan)
     return camera_from_pose(name, size, (focal * sx, focal * sy, size[0] / 2, size[1] / 2), pose)
-
-
-def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
-    """Camera name -> its video, folder of frames or single image, in natural order of names.
-
-    The first kind of which there are ``count`` cameras; if there is none, the kind with the most.
-    """
-    extracted = root / images_folder
-    inside = list(extracted.iterdir()) if extracted.is_dir() else []
-    kinds = [
-        {p.stem: p for p in root.glob("cam*") if p.suffix.lower() in video.SUFFIXES},
-        {p.name: p for p in inside if _holds_frames(p)},
-        {p.parent.name: p for p in root.glob(f"cam*/{images_folder}") if _holds_frames(p)},
-        {p.stem: p for p in inside if p.suffix.lower() in images.SUFFIXES},
-    ]
-    complete = (found for found in kinds if len(found) == count)
-    found = next(complete, None) or max(kinds, key=len)
-    return {name: found[name] for name in sorted(found, key=images.natural_key)}
-
-
-def _holds_frames(folder: Path) -> bool:
-    return folder.is_dir() and bool(images.list_images(folder))
-
-
-def _probe(path: Path) -> tuple[tuple[int, int], int]:
-    """Size in pixels and number of frames of a camera."""
-    if path.is_dir():
-        files = images.list_images(path)
-        return images.check_image(files[0]), len(files)
-    if path.suffix.lower() in images.SUFFIXES:
-        return images.check_image(path), 1
-    info = video.probe_video(path)
-    return (info.width, info.height), info.frames
-
-
-def _common_length(root: Path, names: list[str], probed: list[tuple]) -> int:
-    """The number of frames that every camera has."""
-    lengths = [count for _, count in probed]
-    shortest = min(lengths)
-    if shortest < max(lengths):
-        who = names[lengths.index(shortest)]
-        note(f"{root}: {who} has {shortest} frames, others up to {max(lengths)}; using {shortest}")
-    return shortest
-
-
-def _source(path: Path, chosen: range, size: tuple[int, int]) -> FrameSource:
-    if path.is_dir():
-        files = images.list_images(path)
-        return ImageFrames(tuple(files[i] for i in chosen), size)
-    if path.suffix.lower() in images.SUFFIXES:
-        return ImageFrames((path,), size)
-    return VideoFrames(path, chosen, size)
 
 
 def _focus_depth(bounds: np.ndarray) -> float | None:

@@ -1,0 +1,113 @@
+"""Rigs of static cameras whose frames are a clip each: a video, a folder of frames or one image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arguments_MoDE.config import ModelParams
+from scene.cameras import Camera
+from scene.datasets.common import Capture, Shot, frame_time, note
+from scene.frames import FrameSource, ImageFrames, Size, VideoFrames
+from utils import images, video
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of one camera.
+
+    Attributes:
+        path: a video, a folder of images, or one image.
+        size: (width, height) of its frames, pixels.
+        frames: how many there are.
+    """
+
+    path: Path
+    size: Size
+    frames: int
+
+    def source(self, chosen: range) -> FrameSource:
+        """Where the frames of these indices come from."""
+        if self.path.is_dir():
+            files = images.list_images(self.path)
+            return ImageFrames(tuple(files[i] for i in chosen), self.size)
+        if self.path.suffix.lower() in images.SUFFIXES:
+            return ImageFrames((self.path,), self.size)
+        return VideoFrames(self.path, chosen, self.size)
+
+
+def probe(path: Path) -> Clip:
+    """Looks at a camera's first frame and counts the others.
+
+    Raises:
+        UserError: the video or the first image is damaged.
+    """
+    if path.is_dir():
+        files = images.list_images(path)
+        return Clip(path, images.check_image(files[0]), len(files))
+    if path.suffix.lower() in images.SUFFIXES:
+        return Clip(path, images.check_image(path), 1)
+    info = video.probe_video(path)
+    return Clip(path, (info.width, info.height), info.frames)
+
+
+def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
+    """Camera name -> its video, folder of frames or single image, in natural order of names.
+
+    The first kind of which there are ``count`` cameras; if there is none, the kind with the most.
+    """
+    extracted = root / images_folder
+    inside = list(extracted.iterdir()) if extracted.is_dir() else []
+    kinds = [
+        {p.stem: p for p in root.glob("cam*") if p.suffix.lower() in video.SUFFIXES},
+        {p.name: p for p in inside if holds_frames(p)},
+        {p.parent.name: p for p in root.glob(f"cam*/{images_folder}") if holds_frames(p)},
+        {p.stem: p for p in inside if p.suffix.lower() in images.SUFFIXES},
+    ]
+    complete = (found for found in kinds if len(found) == count)
+    return in_order(next(complete, None) or max(kinds, key=len))
+
+
+def in_order(found: dict[str, Path]) -> dict[str, Path]:
+    """The same in natural order of names: cam2 before cam10."""
+    return {name: found[name] for name in sorted(found, key=images.natural_key)}
+
+
+def holds_frames(folder: Path) -> bool:
+    """Whether this is a folder with images directly in it."""
+    return folder.is_dir() and bool(images.list_images(folder))
+
+
+def common_length(root: Path, names: Sequence[str], clips: Sequence[Clip]) -> int:
+    """The number of frames that every camera has; a note names the shortest if they differ."""
+    lengths = [clip.frames for clip in clips]
+    shortest = min(lengths)
+    if shortest < max(lengths):
+        who = names[lengths.index(shortest)]
+        note(f"{root}: {who} has {shortest} frames, others up to {max(lengths)}; using {shortest}")
+    return shortest
+
+
+def add_rig(
+    capture: Capture,
+    cameras: Sequence[Camera],
+    sources: Sequence[FrameSource],
+    held_out: Collection[int],
+    model: ModelParams,
+) -> None:
+    """Puts a rig into ``capture``: every camera at every one of its ``frame_count`` times.
+
+    Args:
+        capture: gets the sources and the shots.
+        cameras: in the order of its camera names, at the size of their frames.
+        sources: the frames of each.
+        held_out: rows of the test cameras.
+        model: says how frames become times.
+    """
+    for row, (camera, source) in enumerate(zip(cameras, sources, strict=True)):
+        capture.sources.append(source)
+        shots = capture.test if row in held_out else capture.train
+        for index in range(capture.frame_count):
+            time = frame_time(index, capture.frame_count, model.time_convention)
+            shots.append(Shot(camera, row, index, time, (row, index)))
