@@ -96,11 +96,13 @@ class ColmapModel:
 
 def find_model(root: Path) -> Path | None:
     """A scene's model: in ``sparse/0``, ``sparse`` or ``colmap/sparse/0``, the first there is."""
-    for name in ("sparse/0", "sparse", "colmap/sparse/0"):
-        folder = root / name
-        if any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
-            return folder
-    return None
+    folders = (root / name for name in ("sparse/0", "sparse", "colmap/sparse/0"))
+    return next((folder for folder in folders if is_model(folder)), None)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a model's list of cameras is in this folder."""
+    return any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
 
 
 def read_model(folder: Path) -> ColmapModel:
@@ -109,30 +111,49 @@ def read_model(folder: Path) -> ColmapModel:
     Raises:
         UserError: a file is missing or damaged, or the files do not belong together.
     """
-    suffix = next((s for s in (".bin", ".txt") if (folder / f"cameras{s}").is_file()), ".bin")
-    paths = [folder / f"{name}{suffix}" for name in NAMES]
-    readers = (
-        (_binary_cameras, _binary_images, _binary_points)
-        if suffix == ".bin"
-        else (_text_cameras, _text_images, _text_points)
-    )
-    cameras, images, points = (
-        _read(path, reader) for path, reader in zip(paths, readers, strict=True)
-    )
+    cameras, images = read_poses(folder)
+    return ColmapModel(cameras, images, read_points(folder))
+
+
+def read_poses(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]]:
+    """The cameras of a model by number, and its images in the order of their names.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not belong together.
+    """
+    lenses, pictures, _ = _paths(folder)
+    binary = lenses.suffix == ".bin"
+    cameras = _read(lenses, _binary_cameras if binary else _text_cameras)
+    images = _read(pictures, _binary_images if binary else _text_images)
     if not images:
-        raise UserError(f"{paths[1]}: registers no image; run structure from motion again")
+        raise UserError(f"{pictures}: registers no image; run structure from motion again")
     for image in images:
         if image.camera_id not in cameras:
             raise UserError(
-                f"{paths[1]}: {image.name} has camera {image.camera_id}, which {paths[0].name} "
+                f"{pictures}: {image.name} has camera {image.camera_id}, which {lenses.name} "
                 "lacks; copy the model again"
             )
         numbers = np.array((*image.quaternion, *image.translation))
         if not ((np.abs(numbers) < LARGEST).all() and np.abs(numbers[:4]).max() > 1e-6):
-            raise UserError(f"{paths[1]}: the pose of {image.name} is no pose; make it again")
-    return ColmapModel(
-        cameras, sorted(images, key=lambda image: image.name), checked_cloud(paths[2], *points)
-    )
+            raise UserError(f"{pictures}: the pose of {image.name} is no pose; make it again")
+    return cameras, sorted(images, key=lambda image: image.name)
+
+
+def read_points(folder: Path) -> PointCloud:
+    """The points of a model.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds no point.
+    """
+    path = _paths(folder)[2]
+    reader = _binary_points if path.suffix == ".bin" else _text_points
+    return checked_cloud(path, *_read(path, reader))
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The three files: binary ones if the cameras are."""
+    suffix = next((s for s in (".bin", ".txt") if (folder / f"cameras{s}").is_file()), ".bin")
+    return [folder / f"{name}{suffix}" for name in NAMES]
 
 
 def _read(path: Path, reader):

@@ -11,7 +11,13 @@ import numpy as np
 from arguments_MoDE.config import ModelParams
 from scene.camera_paths import fit_path
 from scene.cameras import Camera
-from scene.datasets import blender, colmap, n3v, panoptic
+from scene.datasets import (
+    blender,
+    colmap,
+    multiview,
+    n3v,
+    panoptic,
+)
 from scene.datasets.checks import check_images, check_poses
 from scene.datasets.common import Capture, Shot, frame_time
 from scene.frames import FrameStore, Size, VideoFrames
@@ -41,6 +47,8 @@ FORMATS = (
     Format(n3v.MARKER, "Neural 3D Video", n3v.load, n3v.fits),
     Format(panoptic.MARKER, "PanopticSports", panoptic.load, _has(panoptic.MARKER)),
     Format(blender.MARKER, "D-NeRF / Blender", blender.load, _has(blender.MARKER)),
+    # The last three may come with a COLMAP model, which alone is what the last one needs.
+    Format(multiview.MARKER, "multi-view", multiview.load, multiview.fits),
     Format(colmap.MARKER, "COLMAP", colmap.load, colmap.fits),
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arguments_MoDE.config import ModelParams
 from scene.datasets.common import Capture, note
-from scene.datasets.pictures import Picture, capture_pictures, find_rig, first_cloud
+from scene.datasets.pictures import Picture, capture_pictures, find_rig, first_cloud, name_cameras
 from scene.datasets.transforms import read_frames, read_picture
 from utils.errors import UserError
 
@@ -31,9 +31,9 @@ def load(root: Path, model: ModelParams) -> Capture:
     test = _read_transforms(test_file) if test_file.exists() else []
     if not test:
         note(f"{test_file} is missing or empty: no view is held out")
-    rig, cloud = find_rig([*train, *test]), first_cloud(root, _CLOUDS, train)
-    capture = Capture("blender", rig.names, 0, cloud, root / MARKER)
-    return capture_pictures(capture, train, test, rig, model)
+    names = name_cameras([*train, *test], find_rig([*train, *test]))
+    capture = Capture("blender", names, 0, first_cloud(root, _CLOUDS, train), root / MARKER)
+    return capture_pictures(capture, train, test, model)
 
 
 def _read_transforms(path: Path) -> list[Picture]:

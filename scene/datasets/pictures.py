@@ -18,42 +18,46 @@ from scene.point_cloud import PointCloud, random_cloud, read_ply
 
 @dataclass
 class Picture:
-    """An image with its camera, at the size it has on disk, and its time in the file's unit."""
+    """An image of its own pose and time.
+
+    Attributes:
+        path: the image.
+        camera: at the size that the image has on disk.
+        time: in the file's unit.
+        row: of the camera among those of the capture.
+    """
 
     path: Path
     camera: Camera
     time: float
+    row: int = 0
 
 
-@dataclass
-class Rig:
-    """Which images share a camera: a fixed rig seen in turns, or one camera that moves.
+def find_rig(pictures: Sequence[Picture]) -> list[str]:
+    """Finds out which pictures share a camera, and gives each its row.
 
-    Attributes:
-        names: of the cameras; just ``moving`` where no two need share a pose.
-        rows: pose -> row in ``names``; empty where the camera moves.
+    Returns:
+        The names of the cameras of a fixed rig, in the order in which they appear, if there are at
+        most half as many poses as pictures. No name for one camera that moves: all rows are 0 then.
     """
-
-    names: list[str]
-    rows: dict[bytes, int]
-
-    def row(self, camera: Camera) -> int:
-        """The row in ``names`` of an image's camera."""
-        return self.rows.get(_pose_key(camera), 0)
-
-    def renamed(self, camera: Camera) -> Camera:
-        """Rig cameras share their name; a moving camera keeps the image's."""
-        if not self.rows:
-            return camera
-        return replace(camera, name=self.names[self.row(camera)])
+    rows: dict[bytes, int] = {}
+    for picture in pictures:
+        picture.row = rows.setdefault(_pose_key(picture.camera), len(rows))
+    if 2 * len(rows) <= len(pictures):
+        return [f"cam{row:02d}" for row in range(len(rows))]
+    for picture in pictures:
+        picture.row = 0
+    return []
 
 
-def find_rig(pictures: Sequence[Picture]) -> Rig:
-    """A fixed rig if there are at most half as many poses as pictures, else a moving camera."""
-    keys = list(dict.fromkeys(_pose_key(p.camera) for p in pictures))
-    if 2 * len(keys) > len(pictures):
-        return Rig(["moving"], {})
-    return Rig([f"cam{row:02d}" for row in range(len(keys))], {k: i for i, k in enumerate(keys)})
+def name_cameras(pictures: Sequence[Picture], names: Sequence[str]) -> list[str]:
+    """Gives pictures the names of their rig's cameras; returns those.
+
+    Without names the camera moves: it is called ``moving``, and pictures keep their own names.
+    """
+    for picture in pictures if names else ():
+        picture.camera = replace(picture.camera, name=names[picture.row])
+    return list(names) or ["moving"]
 
 
 def _pose_key(camera: Camera) -> bytes:
@@ -63,7 +67,7 @@ def _pose_key(camera: Camera) -> bytes:
 
 
 def capture_pictures(
-    capture: Capture, train: list[Picture], test: list[Picture], rig: Rig, model: ModelParams
+    capture: Capture, train: list[Picture], test: list[Picture], model: ModelParams
 ) -> Capture:
     """Fills ``capture`` with the pictures of the clip in use, at times from 0 to 1; returns it.
 
@@ -71,7 +75,6 @@ def capture_pictures(
         capture: gets the frame count, the sources and the shots.
         train: pictures to train on; clip settings count their distinct times.
         test: held-out pictures.
-        rig: which pictures share a camera.
         model: the clip settings.
 
     Raises:
@@ -86,8 +89,7 @@ def capture_pictures(
             slot = (len(capture.sources), 0)
             capture.sources.append(ImageFrames((picture.path,), (camera.width, camera.height)))
             time = (picture.time - span[0]) / ((span[1] - span[0]) or 1.0)
-            row = rig.row(camera)
-            shots.append(Shot(rig.renamed(camera), row, rank[picture.time], time, slot))
+            shots.append(Shot(camera, picture.row, rank[picture.time], time, slot))
     return capture
 
 

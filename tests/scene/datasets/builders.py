@@ -12,12 +12,16 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from arguments_MoDE.config import ModelParams
+from gaussian_renderer import render
 from scene import Scene, View, load_scene
+from scene.cameras import Camera
 from scene.point_cloud import PointCloud, write_ply
 from utils.video import write_video
 
@@ -223,6 +227,31 @@ def marker_error(view: View) -> float:
     return float(np.linalg.norm(pixels[0] - disc_centre(view.image().numpy())))
 
 
+def projection_error(camera: Camera, truth: RigCamera, scale: float = 1.0) -> float:
+    """Largest distance in pixels between where a camera and the formula put points of the cloud.
+
+    ``scale``: pixels of the camera's image for one of SIZE.
+    """
+    points = cloud(50).xyz.astype(np.float64)
+    wanted = np.stack([(truth.pixel(point) + 0.5) * scale - 0.5 for point in points])
+    return float(np.linalg.norm(camera.project(points)[0] - wanted, axis=1).max())
+
+
+def blob_centre(camera: Camera, point: np.ndarray) -> np.ndarray:
+    """Centroid (x, y) in pixels of one small Gaussian at ``point``, as it is rendered."""
+    gaussian = SimpleNamespace(
+        means=torch.tensor(point, dtype=torch.float32)[None],
+        scales=torch.full((1, 3), 0.1),
+        rotations=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        opacities=torch.ones(1, 1),
+        sh=torch.ones(1, 1, 3),
+    )
+    alpha = render([camera], gaussian, torch.zeros(3), 0).alpha[0, 0]
+    weight = alpha.detach().double().numpy()
+    y, x = np.mgrid[: camera.height, : camera.width]
+    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
 def colmap_scene(
     root: Path, frames: int = 9, *, binary: bool = True, model: str = "PINHOLE"
 ) -> list[RigCamera]:
@@ -235,17 +264,24 @@ def colmap_scene(
 
 
 def write_colmap(
-    folder: Path, cameras: list[RigCamera], points: PointCloud, *, binary: bool, model: str
+    folder: Path,
+    cameras: list[RigCamera],
+    points: PointCloud,
+    *,
+    binary: bool,
+    model: str,
+    names: list[str] | None = None,
 ) -> None:
     """The three files of a COLMAP model: images named 0000.png on, a camera each, with features."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = names or [f"{i:04d}.png" for i in range(len(cameras))]
     lenses = []
     for camera in cameras:
         pinhole = (camera.fx, camera.fy, camera.cx, camera.cy)
         lenses.append({"PINHOLE": pinhole, "OPENCV": (*pinhole, 0.1, 0, 0, 0)}[model])
     poses = [_colmap_pose(camera.pose) for camera in cameras]
     write = _write_colmap_binary if binary else _write_colmap_text
-    write(folder, lenses, poses, points, model)
+    write(folder, lenses, list(zip(names, poses, strict=True)), points, model)
 
 
 def _colmap_pose(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -270,9 +306,9 @@ def _write_colmap_binary(folder: Path, lenses, poses, points: PointCloud, model:
         out += struct.pack(f"<iiQQ{len(lens)}d", i + 1, number, *SIZE, *lens)
     (folder / "cameras.bin").write_bytes(out)
     out = struct.pack("<Q", len(poses))
-    for i, (quaternion, translation) in reversed(list(enumerate(poses))):
+    for i, (name, (quaternion, translation)) in reversed(list(enumerate(poses))):
         out += struct.pack("<i7di", i + 1, *quaternion, *translation, i + 1)
-        out += f"{i:04d}.png".encode() + b"\0"
+        out += name.encode() + b"\0"
         out += struct.pack("<Q", i) + i * struct.pack("<ddq", 1.0, 2.0, -1)
     (folder / "images.bin").write_bytes(out)
     out = struct.pack("<Q", len(points))
@@ -289,11 +325,144 @@ def _write_colmap_text(folder: Path, lenses, poses, points: PointCloud, model: s
         lines.append(" ".join(map(str, (i + 1, model, *SIZE, *lens))))
     (folder / "cameras.txt").write_text("\n".join(lines) + "\n")
     lines = ["# Image list with two lines of data per image:"]
-    for i, (quaternion, translation) in enumerate(poses):
-        lines.append(" ".join(map(str, (i + 1, *quaternion, *translation, i + 1, f"{i:04d}.png"))))
+    for i, (name, (quaternion, translation)) in enumerate(poses):
+        lines.append(" ".join(map(str, (i + 1, *quaternion, *translation, i + 1, name))))
         lines.append("" if i % 2 else "1.0 2.0 -1")
     (folder / "images.txt").write_text("\n".join(lines) + "\n")
     lines = ["# 3D point list"]
     for i, (xyz, rgb) in enumerate(zip(points.xyz, points.rgb, strict=True)):
         lines.append(" ".join(map(str, (i, *xyz, *rgb, 0.5, 1, 0, 2, 0))))
     (folder / "points3D.txt").write_text("\n".join(lines) + "\n")
+
+
+def off_centre(cameras: list[RigCamera], cx: float = 29.0, cy: float = 27.0) -> list[RigCamera]:
+    """Moves the principal points, in pixels of SIZE, and makes pixels oblong; returns the same."""
+    for camera in cameras:
+        camera.fy, camera.cx, camera.cy = camera.fx * 1.1, cx, cy
+    return cameras
+
+
+def multiview_scene(
+    root: Path,
+    cameras: int = 4,
+    frames: int = 3,
+    *,
+    layout: str = "images",
+    names: str = "cam{:02d}.png",
+    model: str = "PINHOLE",
+    size: tuple[int, int] = SIZE,
+) -> list[RigCamera]:
+    """Writes a rig with a COLMAP model.
+
+    Layout: images (images/camXX), root (camXX), nested (camXX/images), video, or published
+    (4DGaussians' MultipleView, which counts cameras and frames from 1). ``names``: of the model's
+    images, by number of the camera.
+    """
+    truth = off_centre(rig(cameras))
+    published = layout == "published"
+    for i, camera in enumerate(truth):
+        pictures = [picture(camera, frame_time(f, frames), size) for f in range(frames)]
+        name = f"cam{i + published:02d}"
+        folder = root.joinpath(
+            *{"images": ("images", name), "nested": (name, "images")}.get(layout, (name,))
+        )
+        if layout == "video":
+            root.mkdir(parents=True, exist_ok=True)
+            write_video(root / f"{name}.mp4", pictures, quality=10)
+            continue
+        for f, pixels in enumerate(pictures):
+            save(folder / (f"frame_{f + 1:05d}.jpg" if published else f"{f:04d}.png"), pixels)
+    listed = [("image{}.jpg" if published else names).format(i + published) for i in range(cameras)]
+    where = root / "sparse_" if published else root / "sparse" / "0"
+    write_colmap(where, truth, cloud(), binary=published, model=model, names=listed)
+    if published:
+        write_ply(root / "points3D_multipleview.ply", cloud(100))
+    return truth
+
+
+TECHNICOLOR = (64, 34)  # the small copies of its frames, 1/32 of their size
+
+
+def technicolor_scene(
+    root: Path, cameras: int = 12, frames: int = 3, *, layout: str = "raw"
+) -> list[RigCamera]:
+    """Writes a Technicolor scene, its frames from number 151 on, or extracted (images/camXX)."""
+    truth = off_centre(rig(cameras, spread=0.05), 30.5, 15.0)
+    lines = ["focal cx cy aspect skew qw qx qy qz tx ty tz"]
+    for i, camera in enumerate(truth):
+        camera.fy = camera.fx
+        quaternion, translation = _colmap_pose(camera.pose)
+        numbers = (camera.fx * 32, camera.cx * 32, camera.cy * 32, 1, 0, *quaternion, *translation)
+        lines.append(" ".join(f"{number:.9g}" for number in numbers))
+        for f in range(frames):
+            raw = root / f"Toy_undist_{151 + f:05d}_{i:02d}.png"
+            extracted = root / "images" / f"cam{i:02d}" / f"{f:04d}.png"
+            pixels = picture(camera, frame_time(f, frames), TECHNICOLOR)
+            save(raw if layout == "raw" else extracted, pixels)
+    (root / "cameras_parameters.txt").write_text("\n".join(lines) + "\n")
+    write_ply(root / "points3D_downsample.ply", cloud())
+    return truth
+
+
+def hypernerf_scene(root: Path, frames: int = 9, *, rig_of_two: bool = False) -> list[RigCamera]:
+    """Writes a HyperNeRF capture, its images half as large as the camera files say.
+
+    With ``rig_of_two``, each moment has an image of either camera, which take turns in being held
+    out; else the files hold out none. Cameras in the order of the ids.
+    """
+    views = 2 if rig_of_two else 1
+    truth = off_centre(rig(frames * views, spread=0.05))
+    ids = [f"{i % views}_{i // views:06d}" for i in range(frames * views)]
+    metadata = {}
+    for i, (name, camera) in enumerate(zip(ids, truth, strict=True)):
+        time = i // views
+        save(root / "rgb" / "2x" / f"{name}.png", picture(camera, frame_time(time, frames)))
+        metadata[name] = {"warp_id": time, "appearance_id": time, "camera_id": i % views}
+        entry = {
+            "orientation": camera.pose[:3, :3].T.tolist(),
+            "position": camera.pose[:3, 3].tolist(),
+            "focal_length": 2 * camera.fx,
+            "principal_point": [2 * camera.cx, 2 * camera.cy],
+            "skew": 0.0,
+            "pixel_aspect_ratio": camera.fy / camera.fx,
+            "radial_distortion": [0.0, 0.0, 0.0],
+            "tangential_distortion": [0.0, 0.0],
+            "image_size": [2 * SIZE[0], 2 * SIZE[1]],
+        }
+        write_json(root / "camera" / f"{name}.json", entry)
+    held_out = [name for i, name in enumerate(ids) if (i % 2) ^ (i // 2 % 2)] if views > 1 else []
+    trained = [name for name in ids if name not in held_out] if views > 1 else []
+    write_json(root / "metadata.json", metadata)
+    write_json(root / "scene.json", {"scale": 0.1, "center": [1.0, 2.0, 3.0]})
+    dataset = {"count": len(ids), "ids": ids, "train_ids": trained, "val_ids": held_out}
+    write_json(root / "dataset.json", dataset)
+    write_ply(root / "points3D_downsample.ply", cloud())
+    return truth
+
+
+def nerfstudio_scene(
+    root: Path, frames: int = 10, *, cameras: int = 0, times: bool = True
+) -> list[RigCamera]:
+    """Writes ``transforms.json``: a rig of so many cameras with a folder each, or a moving one.
+
+    Entries are in reverse order of their names. Returns the cameras of the rig, or of the frames.
+    """
+    truth = off_centre(rig(cameras or frames))
+    entries = []
+    for i in range(frames):
+        for number, camera in enumerate(truth) if cameras else [(None, truth[i])]:
+            folder = "images" if number is None else f"images/eye{number}"
+            save(root / folder / f"frame_{i:05d}.png", picture(camera, frame_time(i, frames)))
+            entry = {
+                "file_path": f"{folder}/frame_{i:05d}.png",
+                "transform_matrix": (camera.pose @ np.diag([1, -1, -1, 1])).tolist(),
+                "fl_x": camera.fx,
+                "fl_y": camera.fy,
+            }
+            entries.append(entry | ({"time": 0.5 * i} if times else {}))
+    head = {"w": SIZE[0], "h": SIZE[1], "cx": truth[0].cx, "cy": truth[0].cy}
+    head |= {"camera_model": "OPENCV", "k1": 0.0, "p1": 0, "ply_file_path": "sparse_pc.ply"}
+    head |= {"applied_transform": [[0, 1, 0, 5], [1, 0, 0, 6], [0, 0, -1, 7]]}
+    write_json(root / "transforms.json", {**head, "frames": entries[::-1]})
+    write_ply(root / "sparse_pc.ply", cloud())
+    return truth

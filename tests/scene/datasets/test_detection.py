@@ -17,6 +17,8 @@ from utils.errors import UserError
         (builders.n3v_scene, "n3v"),
         (builders.panoptic_scene, "panoptic"),
         (builders.blender_scene, "blender"),
+        (builders.multiview_scene, "multiview"),
+        (builders.colmap_scene, "colmap"),
     ],
 )
 def test_each_format_is_recognised(tmp_path, build, kind):
