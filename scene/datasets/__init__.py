@@ -17,6 +17,7 @@ from scene.datasets import (
     multiview,
     n3v,
     panoptic,
+    technicolor,
 )
 from scene.datasets.checks import check_images, check_poses
 from scene.datasets.common import Capture, Shot, frame_time
@@ -47,6 +48,7 @@ FORMATS = (
     Format(n3v.MARKER, "Neural 3D Video", n3v.load, n3v.fits),
     Format(panoptic.MARKER, "PanopticSports", panoptic.load, _has(panoptic.MARKER)),
     Format(blender.MARKER, "D-NeRF / Blender", blender.load, _has(blender.MARKER)),
+    Format(technicolor.MARKER, "Technicolor", technicolor.load, _has(technicolor.MARKER)),
     # The last three may come with a COLMAP model, which alone is what the last one needs.
     Format(multiview.MARKER, "multi-view", multiview.load, multiview.fits),
     Format(colmap.MARKER, "COLMAP", colmap.load, colmap.fits),

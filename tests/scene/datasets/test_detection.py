@@ -17,6 +17,7 @@ from utils.errors import UserError
         (builders.n3v_scene, "n3v"),
         (builders.panoptic_scene, "panoptic"),
         (builders.blender_scene, "blender"),
+        (builders.technicolor_scene, "technicolor"),
         (builders.multiview_scene, "multiview"),
         (builders.colmap_scene, "colmap"),
     ],
