@@ -14,6 +14,7 @@ from scene.cameras import Camera
 from scene.datasets import (
     blender,
     colmap,
+    hypernerf,
     multiview,
     n3v,
     panoptic,
@@ -49,6 +50,7 @@ FORMATS = (
     Format(panoptic.MARKER, "PanopticSports", panoptic.load, _has(panoptic.MARKER)),
     Format(blender.MARKER, "D-NeRF / Blender", blender.load, _has(blender.MARKER)),
     Format(technicolor.MARKER, "Technicolor", technicolor.load, _has(technicolor.MARKER)),
+    Format(hypernerf.MARKER, "HyperNeRF", hypernerf.load, hypernerf.fits),
     # The last three may come with a COLMAP model, which alone is what the last one needs.
     Format(multiview.MARKER, "multi-view", multiview.load, multiview.fits),
     Format(colmap.MARKER, "COLMAP", colmap.load, colmap.fits),

@@ -18,6 +18,7 @@ from utils.errors import UserError
         (builders.panoptic_scene, "panoptic"),
         (builders.blender_scene, "blender"),
         (builders.technicolor_scene, "technicolor"),
+        (builders.hypernerf_scene, "hypernerf"),
         (builders.multiview_scene, "multiview"),
         (builders.colmap_scene, "colmap"),
     ],
