@@ -17,6 +17,7 @@ from scene.datasets import (
     hypernerf,
     multiview,
     n3v,
+    nerfstudio,
     panoptic,
     technicolor,
 )
@@ -53,6 +54,7 @@ FORMATS = (
     Format(hypernerf.MARKER, "HyperNeRF", hypernerf.load, hypernerf.fits),
     # The last three may come with a COLMAP model, which alone is what the last one needs.
     Format(multiview.MARKER, "multi-view", multiview.load, multiview.fits),
+    Format(nerfstudio.MARKER, "nerfstudio", nerfstudio.load, nerfstudio.fits),
     Format(colmap.MARKER, "COLMAP", colmap.load, colmap.fits),
 )
 

@@ -20,6 +20,7 @@ from utils.errors import UserError
         (builders.technicolor_scene, "technicolor"),
         (builders.hypernerf_scene, "hypernerf"),
         (builders.multiview_scene, "multiview"),
+        (builders.nerfstudio_scene, "nerfstudio"),
         (builders.colmap_scene, "colmap"),
     ],
 )

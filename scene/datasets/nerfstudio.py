@@ -1,0 +1,198 @@
+"""nerfstudio and Instant-NGP captures: ``transforms.json``, with times or without.
+
+Poses and intrinsics are as `scene.datasets.transforms` has them; ``applied_transform`` is in the
+poses already, and in the cloud that ``ply_file_path`` names, so there is nothing to do for it.
+Each frame has a ``time``, in any unit, or none has: then the images are moments in the natural
+order of their names, as of one camera that moves. Image names may lead to a folder beside the
+scene's (``../images/0000.png``) but no further.
+
+Held out are, in this order: what ``--test_cameras`` names (images where the camera moves); the list
+``test_filenames`` of the file, else ``val_filenames``; the first camera of a static rig; every
+eighth image (``--llffhold``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from arguments_MoDE.config import ModelParams
+from scene.colmap import find_model
+from scene.datasets.common import Capture, choose_cameras, note, numbers
+from scene.datasets.pictures import (
+    Picture,
+    capture_pictures,
+    find_rig,
+    first_cloud,
+    name_cameras,
+)
+from scene.datasets.transforms import read_frames, read_picture
+from scene.point_cloud import PointCloud, read_ply
+from utils.errors import UserError
+from utils.images import SUFFIXES, natural_key
+
+MARKER = "transforms.json"
+_CLOUDS = ("points3D_downsample.ply", "fused.ply", "sparse_pc.ply")
+_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
+
+
+def fits(root: Path) -> bool:
+    """Whether there is the file, and it says more than the COLMAP model that it was made from.
+
+    ``colmap/sparse/0`` is where nerfstudio itself leaves that model; one in ``sparse`` is read as
+    a COLMAP scene unless the frames have times.
+    """
+    path = root / MARKER
+    if not path.is_file():
+        return False
+    return find_model(root) in (None, root / "colmap" / "sparse" / "0") or _has_times(path)
+
+
+def _has_times(path: Path) -> bool:
+    try:
+        return any("time" in frame for frame in read_frames(path)[1])
+    except UserError:  # the COLMAP model is there to be read
+        return False
+
+
+def load(root: Path, model: ModelParams) -> Capture:
+    """Reads the scene.
+
+    Raises:
+        UserError: a file is missing or damaged, a lens is distorted, or some frames lack times.
+    """
+    path = root / MARKER
+    meta, frames = read_frames(path)
+    if not frames:
+        raise UserError(f"{path}: lists no frame; there is nothing to train on")
+    pictures = _read_pictures(path, meta, frames)
+    every = list(pictures.values())
+    names = name_cameras(every, _named(find_rig(every), pictures))
+    held_out, left_out = _split(path, meta, pictures, names, model)
+    train = [p for name, p in pictures.items() if name not in held_out | left_out]
+    test = [p for name, p in pictures.items() if name in held_out]
+    if not train:
+        raise UserError(f"{path}: no image is left for training; hold out fewer")
+    capture = Capture("nerfstudio", names, 0, _cloud(root, meta, train), path)
+    return capture_pictures(capture, train, test, model)
+
+
+# ---- frames -------------------------------------------------------------------------------------
+
+
+def _read_pictures(path: Path, meta: dict, frames: list[dict]) -> dict[str, Picture]:
+    """Name -> picture, in natural order; the name is the file's path without its suffix."""
+    timed = [frame.get("time") is not None for frame in frames]
+    if any(timed) and not all(timed):
+        raise UserError(
+            f"{path}: frame {timed.index(False)} has no 'time' but others do; add it, or remove all"
+        )
+    pictures: dict[str, Picture] = {}
+    for index, frame in enumerate(frames):
+        where = f"{path}: frame {index}"
+        name = _name(where, "file_path", frame.get("file_path"))
+        if name in pictures:
+            raise UserError(f"{where}: {frame['file_path']} is listed twice; remove one of them")
+        _refuse_distortion(where, {**meta, **frame}, path.parent)
+        pictures[name] = read_picture(path, meta, index, frame)
+    pictures = {name: pictures[name] for name in sorted(pictures, key=natural_key)}
+    above = os.path.commonpath([os.path.dirname(name) for name in pictures])
+    for index, (name, picture) in enumerate(pictures.items()):
+        picture.camera = replace(picture.camera, name=os.path.relpath(name, above or "."))
+        if not any(timed):
+            picture.time = float(index)
+    if not any(timed):
+        note(f"{path}: frames have no 'time'; each is a moment, in the order of their names")
+    return pictures
+
+
+def _name(where: str, key: str, value: Any) -> str:
+    """An image's path without suffix, with no ``.`` or superfluous ``..`` in it.
+
+    Raises:
+        UserError: it is none, or leads further than to a folder beside the scene's.
+    """
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UserError(f"{where}: {key} names no file; repair the file")
+    path = PurePosixPath(os.path.normpath(value))
+    if path.is_absolute() or path.parts[:2] == ("..", ".."):
+        raise UserError(
+            f"{where}: {key} {value} leads out of the scene folder; make it relative to it"
+        )
+    return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
+
+
+def _refuse_distortion(where: str, entry: dict, root: Path) -> None:
+    lens = entry.get("camera_model") or "PINHOLE"
+    found = [key for key in _DISTORTION if numbers(entry.get(key) or 0.0, (), f"{where}: {key}")]
+    if lens in _PINHOLES and not found:
+        return
+    what = f"{found[0]} is {entry[found[0]]}" if found else f"camera_model is {lens!r}"
+    raise UserError(
+        f"{where}: the lens is distorted ({what}), and nerfstudio has no command that undistorts "
+        "images; run colmap image_undistorter on its COLMAP model and train on the output as a "
+        f"COLMAP scene, or, for a rig of static cameras, python script/pre_multiview.py {root}"
+    )
+
+
+# ---- cameras and the split ----------------------------------------------------------------------
+
+
+def _named(names: list[str], pictures: dict[str, Picture]) -> list[str]:
+    """A rig's cameras named like the folders of their images, where each has one of its own."""
+    folders: dict[int, set[str]] = {}
+    for name, picture in pictures.items():
+        folders.setdefault(picture.row, set()).add(PurePosixPath(name).parent.name)
+    own = [next(iter(folders[row])) for row in range(len(names)) if len(folders[row]) == 1]
+    return own if len(set(own)) == len(names) and "" not in own else names
+
+
+def _split(
+    path: Path, meta: dict, pictures: dict[str, Picture], cameras: list[str], model: ModelParams
+) -> tuple[set[str], set[str]]:
+    """The names of the held-out pictures, and of those that no list has."""
+    lists = {
+        key: set(_listed(path, meta, f"{key}_filenames", pictures))
+        for key in ("train", "val", "test")
+        if meta.get(f"{key}_filenames")
+    }
+    if lists and not model.test_cameras:
+        held_out = lists.get("test") or lists.get("val", set())
+        left_out = set(pictures) - held_out - lists["train"] if "train" in lists else set()
+        if left_out:
+            note(f"{path}: {len(left_out)} images are in neither list: left out")
+        return held_out, left_out
+    if cameras != ["moving"]:
+        rows = choose_cameras(model.test_cameras, cameras, [0] if len(cameras) > 1 else [])
+        return {name for name, picture in pictures.items() if picture.row in rows}, set()
+    every = range(0, len(pictures), model.llffhold) if model.llffhold and len(pictures) > 1 else ()
+    shown = [picture.camera.name for picture in pictures.values()]
+    rows = choose_cameras(model.test_cameras, shown, list(every))
+    return {name for row, name in enumerate(pictures) if row in rows}, set()
+
+
+def _listed(path: Path, meta: dict, key: str, names: Collection[str]) -> list[str]:
+    """The names of a list of file names of the file's head."""
+    listed = meta[key]
+    if not isinstance(listed, list):
+        raise UserError(f"{path}: {key} is not a list; repair the file")
+    found = [_name(str(path), key, entry) for entry in listed]
+    for entry, name in zip(listed, found, strict=True):
+        if name not in names:
+            raise UserError(f"{path}: {key} names {entry}, which no frame has; repair the list")
+    return found
+
+
+def _cloud(root: Path, meta: dict, train: list[Picture]) -> PointCloud:
+    """The file's own cloud, else one by its name, else random points."""
+    name = meta.get("ply_file_path")
+    if name:
+        _name(str(root / MARKER), "ply_file_path", name)
+        if not (root / name).is_file():
+            raise UserError(f"{root / name}: missing, but {MARKER} names it; restore the cloud")
+        return read_ply(root / name)
+    return first_cloud(root, _CLOUDS, train)
