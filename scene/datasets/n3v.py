@@ -42,7 +42,7 @@ def load(root: Path, model: ModelParams) -> Capture:
         UserError: a file is missing or damaged, or poses and cameras do not match.
     """
     poses_file = root / MARKER
-    rows = _read_rows(poses_file)
+    rows = read_rows(poses_file)
     found = find_cameras(root, model.images, len(rows))
     if len(found) != len(rows):
         raise UserError(
@@ -56,7 +56,7 @@ def load(root: Path, model: ModelParams) -> Capture:
     capture = Capture("n3v", names, len(chosen), _cloud(root), poses_file)
     capture.focus_depth = _focus_depth(rows[:, 15:])
     cameras = [
-        _camera(name, row, clip.size).validate(poses_file)
+        row_camera(name, row, clip.size).validate(poses_file)
         for name, row, clip in zip(names, rows, clips, strict=True)
     ]
     add_rig(capture, cameras, [clip.source(chosen) for clip in clips], held_out, model)
@@ -68,7 +68,7 @@ def _examples(found: dict[str, Path]) -> str:
     return f": {', '.join(names[:3])} .. {names[-1]}" if len(names) > 3 else ""
 
 
-def _read_rows(path: Path) -> np.ndarray:
+def read_rows(path: Path) -> np.ndarray:
     """(N, 17) float64, finite."""
     rows = read_npy(path)
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
@@ -79,7 +79,7 @@ def _read_rows(path: Path) -> np.ndarray:
     return rows
 
 
-def _camera(name: str, row: np.ndarray, size: tuple[int, int]) -> Camera:
+def row_camera(name: str, row: np.ndarray, size: tuple[int, int]) -> Camera:
     """Camera of one row, for frames of ``size``; the row's own size and focal length may differ."""
     llff = row[:15].reshape(3, 5)
     down, right, back, centre = llff[:, :4].T

@@ -1,0 +1,141 @@
+"""From a rig of static cameras with known poses to initial points: what all rigs have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scene.cameras import Camera
+from scene.point_cloud import write_ply, write_vertices
+from script.downsample_point import read_columns, thinned
+from script.preprocessing import cloud, options
+from script.preprocessing.colmap_tools import Tools, find_tools
+from script.preprocessing.footage import Clip, probe, spread
+from script.preprocessing.steps import Step, Steps
+from utils.errors import UserError
+from utils.files import atomic_file, atomic_folder
+
+WORKSPACE = "colmap/dense/workspace"
+FUSED = f"{WORKSPACE}/fused.ply"
+CLOUD = "points3D_downsample.ply"
+
+
+@dataclass
+class Rig:
+    """Static cameras and what they filmed.
+
+    Attributes:
+        root: the scene folder.
+        cameras: at the size that frames are used at.
+        clips: where each camera's frames are; larger ones are reduced when read.
+        frames: which of them are used.
+    """
+
+    root: Path
+    cameras: Sequence[Camera]
+    clips: Sequence[Clip]
+    frames: Sequence[int]
+
+    def moment(self, frame: int) -> list[np.ndarray]:
+        """The frame of this index, of every camera: (H, W, 3) uint8 each."""
+        pairs = zip(self.clips, self.cameras, strict=True)
+        return [next(clip.read([frame], (c.width, c.height))) for clip, c in pairs]
+
+    def files(self, frame: int) -> list[Path]:
+        """What `moment` reads."""
+        return [clip.file(frame) for clip in self.clips]
+
+    def key(self) -> list:
+        """The poses and intrinsics as plain JSON."""
+        return [
+            [c.name, c.width, c.height, c.fx, c.fy, c.cx, c.cy, c.world_to_camera.tolist()]
+            for c in self.cameras
+        ]
+
+
+def extracted(images: Path, names: Sequence[str]) -> list[Clip]:
+    """The clips that frames were extracted to, in the order of ``names``."""
+    return [probe(images / name) for name in names]
+
+
+def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
+    """``colmap/`` and ``points3D_downsample.ply``: the way of N3V's published preparation.
+
+    For the first frame, and without dense stereo for others too, ``colmap/frame_0000/`` (by number) with
+    features, matches (``input.db``), the known poses (``manual``) and what they triangulate to
+    (``distorted/sparse``); of the first frame ``colmap/dense/workspace``, undistorted; and in it
+    ``fused.ply``, by dense stereo or from the triangulated points of all moments.
+
+    Args:
+        chosen: flags of `options.add_cloud`.
+
+    Raises:
+        UserError: COLMAP fails, or dense stereo is asked of a build that has none.
+    """
+    tools = find_tools(chosen.colmap_bin, options.features(chosen))
+    if chosen.dense == "on" and not tools.has_cuda:
+        raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
+    dense = tools.has_cuda and chosen.dense != "off"
+    moments = spread(rig.frames, 1 if dense else chosen.cloud_frames)
+    folders = [_triangulate(rig, i, tools, steps, chosen) for i in moments]
+    _workspace(rig, tools, steps, folders[0])
+    clouds = [folder / cloud.SPARSE for folder in folders]
+    fused = Step("dense cloud" if dense else "cloud", clouds, [rig.root / FUSED], rig.key())
+    make = (lambda: _fuse_dense(rig, tools)) if dense else (lambda: _fuse_sparse(rig, folders))
+    steps.run(fused, make)
+    _thin(rig.root, steps, chosen.max_points)
+
+
+def _triangulate(
+    rig: Rig, index: int, tools: Tools, steps: Steps, chosen: argparse.Namespace
+) -> Path:
+    """A model of the moment ``index``."""
+    folder = rig.root / "colmap" / f"frame_{index:04d}"
+    step = Step(
+        f"triangulation of frame {index}",
+        rig.files(index),
+        [folder],
+        [rig.key(), chosen.max_image_size, chosen.max_features, chosen.colmap_bin],
+    )
+    steps.run(step, lambda: cloud.triangulate_moment(tools, rig.cameras, rig.moment(index), folder))
+    return folder
+
+
+def _workspace(rig: Rig, tools: Tools, steps: Steps, first: Path) -> None:
+    """The first frame, undistorted (its cameras are pinholes: copied), as dense stereo wants it."""
+    target = rig.root / WORKSPACE
+    step = Step("workspace", [first], [target / "images", target / "sparse"])
+
+    def make() -> None:
+        with atomic_folder(target) as temporary:
+            tools.undistort(first / "input", first / cloud.SPARSE, temporary)
+
+    steps.run(step, make)
+
+
+def _fuse_dense(rig: Rig, tools: Tools) -> None:
+    with atomic_file(rig.root / FUSED) as temporary:
+        tools.stereo(rig.root / WORKSPACE, temporary)
+
+
+def _fuse_sparse(rig: Rig, folders: Sequence[Path]) -> None:
+    """The triangulated points of all moments, under the name that dense stereo's cloud has."""
+    points = cloud.merged(folders)
+    points = cloud.completed(points, rig.cameras, rig.moment(rig.frames[0]), str(rig.root))
+    write_ply(rig.root / FUSED, points)
+    print(f"cloud: {len(points)} points from {len(folders)} moments")
+
+
+def _thin(root: Path, steps: Steps, most: int) -> None:
+    step = Step("initial points", [root / FUSED], [root / CLOUD], most)
+
+    def make() -> None:
+        columns, _ = thinned(read_columns(root / FUSED), most)
+        write_vertices(root / CLOUD, columns)
+        print(f"initial points: {len(columns['x'])} in {root / CLOUD}")
+
+    steps.run(step, make)
