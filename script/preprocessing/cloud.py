@@ -1,4 +1,4 @@
-"""Initial points from known poses: triangulated at several times, or sampled where colours agree."""
+"""Initial points from known poses: triangulated at some moments, or sampled where colours agree."""
 
 from __future__ import annotations
 

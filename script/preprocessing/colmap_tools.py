@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from scene.cameras import Camera
-from script.preprocessing.steps import warn
+from scene.point_cloud import PointCloud
 from utils.errors import UserError
 
 INSTALL = "pip install -r requirements-preprocess.txt"
@@ -126,6 +126,8 @@ class Pycolmap:
         known = self._colmap.Reconstruction(model)
         options = self._colmap.IncrementalPipelineOptions()
         options.ba_global_function_tolerance = BA_TOLERANCE
+        options.triangulation.ignore_two_view_tracks = False  # few cameras: a third of all points
+        options.triangulation.ignore_two_view_tracks = False  # few cameras: pairs are half of all
         options.random_seed = SEED
         out.mkdir(parents=True, exist_ok=True)
         self._colmap.triangulate_points(known, database, images, out, options=options)
@@ -283,7 +285,7 @@ def _parameters(camera: Camera, separator: str) -> str:
 
 
 def write_known_model(folder: Path, posed: Sequence[PosedImage], database: Path) -> None:
-    """A model of poses without points, as text, with the numbers that the database gave.
+    """A model of poses without points, with the numbers that the database gave.
 
     Raises:
         UserError: an image is not in the database.
@@ -292,6 +294,20 @@ def write_known_model(folder: Path, posed: Sequence[PosedImage], database: Path)
     missing = [image.name for image in posed if image.name not in numbers]
     if missing:
         raise UserError(f"{database}: COLMAP could not read {', '.join(missing)}; restore them")
+    write_model(folder, posed, numbers)
+
+
+def write_model(
+    folder: Path,
+    posed: Sequence[PosedImage],
+    numbers: dict[str, tuple[int, int]],
+    cloud: PointCloud | None = None,
+) -> None:
+    """A model as text; points, if any, have no tracks.
+
+    Args:
+        numbers: name -> numbers of the image and of its camera.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     cameras, images = [], []
     for image in sorted(posed, key=lambda image: numbers[image.name]):
@@ -301,9 +317,15 @@ def write_known_model(folder: Path, posed: Sequence[PosedImage], database: Path)
         cameras.append(f"{lens} PINHOLE {size} {_parameters(camera, ' ')}\n")
         pose = " ".join(repr(v) for v in _pose(camera))
         images.append(f"{number} {pose} {lens} {image.name}\n\n")
+    points = [] if cloud is None else zip(cloud.xyz.tolist(), cloud.rgb.tolist(), strict=True)
+    lines = [f"{i} {_words(xyz)} {_words(rgb)} 0\n" for i, (xyz, rgb) in enumerate(points, 1)]
     (folder / "cameras.txt").write_text("".join(cameras), encoding="utf-8")
     (folder / "images.txt").write_text("".join(images), encoding="utf-8")
-    (folder / "points3D.txt").write_text("", encoding="utf-8")
+    (folder / "points3D.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _words(values: Sequence[float]) -> str:
+    return " ".join(f"{v:.9g}" for v in values)
 
 
 def _numbers(database: Path) -> dict[str, tuple[int, int]]:
@@ -337,9 +359,3 @@ def quaternion(rotation: np.ndarray) -> list[float]:
     x, y, z, w = np.linalg.eigh(k)[1][:, -1]
     q = np.array([w, x, y, z])
     return [float(v) for v in (q if w >= 0 else -q)]
-
-
-def warn_if_few(points: int, images: int, what: str) -> None:
-    """Tells the user that a model has hardly any points."""
-    if points < 20 * images:
-        warn(f"{what}: only {points} points from {images} images")

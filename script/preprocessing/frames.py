@@ -1,4 +1,4 @@
-"""From videos to a folder of frames per camera: several cameras at once, each whole or not there."""
+"""From videos to folders of frames: several cameras at once, each of them whole or not there."""
 
 from __future__ import annotations
 

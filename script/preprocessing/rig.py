@@ -65,7 +65,7 @@ def extracted(images: Path, names: Sequence[str]) -> list[Clip]:
 def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
     """``colmap/`` and ``points3D_downsample.ply``: the way of N3V's published preparation.
 
-    For the first frame, and without dense stereo for others too, ``colmap/frame_0000/`` (by number) with
+    For the first frame, and without dense stereo for others too, ``colmap/frame_0000/`` with
     features, matches (``input.db``), the known poses (``manual``) and what they triangulate to
     (``distorted/sparse``); of the first frame ``colmap/dense/workspace``, undistorted; and in it
     ``fused.ply``, by dense stereo or from the triangulated points of all moments.

@@ -19,7 +19,10 @@ from script.preprocessing.footage import Clip
 
 WIDTH = 160  # pixels; motion needs no more, and noise averages out
 LEAST_OVERLAP = 0.5  # of a clip that must remain when two are shifted
-CLEAR = 0.5  # correlation from which a pair's offset is believed
+SLOW = 15  # frames; what changes more slowly is no event
+CLEAR = 0.6  # correlation from which a pair's offset is believed
+MARGIN = 0.1  # by which it must exceed the correlation at shifts further away than NEAR: else the
+NEAR = 3  # motion is periodic, and which period it is cannot be told
 SHORTEST = 12  # frames; less has no curve to compare
 
 
@@ -30,8 +33,8 @@ class Offset:
     Attributes:
         frames: what to add to the index of a frame of the first camera to get that of the same
             moment in this one; positive: this camera was started earlier.
-        confidence: the best correlation with another camera's motion, at most 1; below `CLEAR` the
-            offset means nothing.
+        confidence: the best correlation with another camera's motion, at most 1, and 0 where
+            several shifts are as good; below `CLEAR` the offset means nothing.
     """
 
     frames: float
@@ -81,10 +84,15 @@ def estimate_offsets(energies: Sequence[np.ndarray], most: int) -> list[Offset]:
 
 
 def _standardised(energy: np.ndarray) -> np.ndarray:
-    """Ranks, without trend: a camera near the action sees larger peaks, but at the same moments."""
-    values, place, counts = np.unique(energy, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - counts / 2)[place.reshape(-1)] if len(values) else energy
-    smooth = np.convolve(np.pad(ranks, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+    """The fast part of the curve's logarithm, a little smoothed.
+
+    Logarithm: a camera near the action sees larger peaks, but at the same moments. Fast part: what
+    rises and falls slowly agrees at many shifts, and differs with the direction of view.
+    """
+    logs = np.log(energy + 0.1 * np.median(energy) + 1e-6)
+    edges = np.pad(logs, SLOW // 2, mode="edge")
+    fast = logs - np.convolve(edges, np.full(SLOW, 1 / SLOW), mode="valid")
+    smooth = np.convolve(np.pad(fast, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     return smooth - smooth.mean()
 
 
@@ -94,7 +102,10 @@ def pair_offset(a: np.ndarray, b: np.ndarray, most: int) -> Offset:
     shifts = np.arange(-most, most + 1)
     scores = np.array([_correlation(a, b, int(shift)) for shift in shifts])
     best = int(scores.argmax())
-    return Offset(float(shifts[best]) + _vertex(scores, best), float(scores[best]))
+    others = scores[np.abs(shifts - shifts[best]) > NEAR]
+    clear = not len(others) or scores[best] - others.max() >= MARGIN
+    confidence = float(scores[best]) if clear else 0.0
+    return Offset(float(shifts[best]) + _vertex(scores, best), confidence)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, shift: int) -> float:
