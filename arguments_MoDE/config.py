@@ -76,7 +76,9 @@ class ModelParams:
         [], "held-out cameras, by name or index; default: the data set's own convention"
     )
     llffhold: int = option(
-        8, "COLMAP scenes: hold out every n-th image, 0: none; --test_cameras overrules it"
+        8,
+        "COLMAP and nerfstudio scenes of a camera that moves: hold out every n-th image, 0: none; "
+        "--test_cameras overrules it",
     )
     sh_degree: int = option(3, "spherical-harmonics degree of the colours, 0 to 3", structural=True)
     white_background: bool = option(

@@ -74,7 +74,17 @@ def describe(scene: Scene, poses: Sequence[Pose], title: str) -> list[str]:
         f"initial points   {len(scene.points)}, in the box {_vector(low)} to {_vector(high)}",
         f"rig              radius {scene.extent:.4g} (the scene extent of learning rates)",
     ]
+    if not moving and len(poses) > 1:
+        lines.append(f"baseline         {baseline(poses):.4g} between the nearest two cameras")
     return lines + _suspicions(scene, poses)
+
+
+def baseline(poses: Sequence[Pose]) -> float:
+    """Distance between the two nearest centres of cameras, world units; 0 if all are in one."""
+    centres = np.stack([pose.camera.camera_center.numpy() for pose in poses]).astype(np.float64)
+    centres = np.unique(centres, axis=0)  # a camera may have both training and held-out views
+    nearest = [np.linalg.norm(centres[:i] - c, axis=1).min() for i, c in enumerate(centres) if i]
+    return float(min(nearest, default=0.0))
 
 
 def _suspicions(scene: Scene, poses: Sequence[Pose]) -> list[str]:
@@ -195,6 +205,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--test_cameras", nargs="+", default=[], help="cameras to hold out, as in training"
     )
+    parser.add_argument(
+        "--llffhold",
+        type=int,
+        default=ModelParams.llffhold,
+        help="hold out every n-th image of a camera that moves, 0: none, as in training",
+    )
     parser.add_argument("--cameras", action="store_true", help="also a line for every camera")
     parser.add_argument(
         "--rig", type=Path, help="where to draw the rig (default: ./<folder>_rig.png)"
@@ -208,8 +224,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rig = arguments.rig or Path(f"{arguments.source_path.resolve().name}_rig.png")
     if rig.suffix.lower() != ".png":
         raise UserError(f"--rig {rig}: name a file that ends in .png")
+    if arguments.llffhold < 0:
+        raise UserError(f"--llffhold {arguments.llffhold}: give 0 for none, or a positive number")
     settings = ModelParams(
-        source_path=str(arguments.source_path), duration=0, test_cameras=arguments.test_cameras
+        source_path=str(arguments.source_path),
+        duration=0,
+        test_cameras=arguments.test_cameras,
+        llffhold=arguments.llffhold,
     )
     title = detect_format(arguments.source_path).title
     scene = load_scene(settings)

@@ -57,7 +57,7 @@ class Scene:
     """A scene as it was read.
 
     Attributes:
-        kind: the format's short name: n3v, panoptic, blender.
+        kind: the format's short name, such as n3v or colmap.
         source_path: the scene folder.
         camera_names: of the rig, training and held-out cameras alike.
         train, test: views with images, in the order of the format's files.

@@ -20,6 +20,9 @@ OTHERS = {  # names of files in the user's own data, not in this repository
     "train_meta.json",
     "test_meta.json",
     "sparse/0",
+    "cameras_parameters.txt",
+    "images/cam00/",
+    "rgb/2x",
 }
 
 

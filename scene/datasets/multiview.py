@@ -115,7 +115,7 @@ def _by_camera(
     """Camera name -> the image that has its pose.
 
     Raises:
-        UserError: an image has no camera with frames, or shares it with another.
+        UserError: an image has no camera with frames.
     """
     posed: dict[str, ColmapImage] = {}
     for image in images:
@@ -124,11 +124,6 @@ def _by_camera(
             raise UserError(
                 f"{root}: {image.name} of the COLMAP model {folder} has a pose but no frames (a "
                 f"folder or video of that name beside {_some(found)}); restore its frames"
-            )
-        if name in posed:
-            raise UserError(
-                f"{folder}: {posed[name].name} and {image.name} both pose {found[name]}; keep one "
-                "image for each camera"
             )
         posed[name] = image
     if left := [name for name in found if name not in posed]:
