@@ -120,7 +120,7 @@ def numbers(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     """
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON has whole numbers of any length
         array = None
     if array is None or array.ndim != len(shape):
         found = "something else" if array is None else f"shape {array.shape}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from arguments_MoDE.config import ModelParams
 from scene.cameras import Camera, camera_from_pose
+from scene.colmap import LARGEST
 from scene.datasets.common import Capture, note, numbers, read_json, read_npy
 from scene.datasets.pictures import Picture, capture_pictures
 from scene.frames import Size
@@ -167,8 +168,8 @@ def _read_camera(path: Path, name: str, size: Size) -> tuple[Camera, float]:
         if given is None:
             raise UserError(f"{path}: has no {key!r}; restore the file")
         found = numbers(given, shape, f"{path}: {key}")
-        if not np.isfinite(found).all():
-            raise UserError(f"{path}: {key} holds NaN or infinite numbers; restore the file")
+        if not (np.abs(found) < LARGEST).all():
+            raise UserError(f"{path}: {key} holds NaN or endless numbers; restore the file")
         return found
 
     focal, aspect = float(value("focal_length")), float(value("pixel_aspect_ratio", (), 1.0))

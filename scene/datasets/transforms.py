@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scene.cameras import camera_from_pose
+from scene.colmap import LARGEST
 from scene.datasets.common import numbers, read_json
 from scene.datasets.pictures import Picture
 from utils.errors import UserError
@@ -51,8 +52,10 @@ def read_picture(path: Path, meta: dict, index: int, frame: dict) -> Picture:
     image = _find_image(path, where, frame.get("file_path"))
     size = check_image(image)
     pose = numbers(frame.get("transform_matrix"), (4, 4), f"{where}: transform_matrix")
-    if not np.isfinite(pose).all():
-        raise UserError(f"{where}: transform_matrix holds NaN; repair or recompute the pose")
+    if not (np.abs(pose) < LARGEST).all():
+        raise UserError(
+            f"{where}: transform_matrix holds NaN or endless numbers; repair or recompute the pose"
+        )
     intrinsics = _intrinsics(where, {**meta, **frame}, size)
     camera = camera_from_pose(image.stem, size, intrinsics, pose @ _OPENGL_TO_OPENCV)
     time = float(numbers(frame.get("time", 0.0), (), f"{where}: time"))

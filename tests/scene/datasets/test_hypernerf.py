@@ -186,6 +186,8 @@ def test_test_cameras_do_not_apply(capture):
         (lambda m: m["orientation"].reverse(), "mirrors the world"),
         (lambda m: m.update(position=None), "has no 'position'"),
         (lambda m: m.update(focal_length=-5), "positive"),
+        (lambda m: m.update(focal_length=10**400), "focal_length should be"),
+        (lambda m: m.update(focal_length=1e300), "focal_length holds"),
         (lambda m: m.pop("focal_length"), "has no 'focal_length'"),
         (lambda m: m.update(principal_point="centre"), "principal_point should be"),
         (lambda m: m.update(radial_distortion=[1, 2]), "radial_distortion should be .* 3"),

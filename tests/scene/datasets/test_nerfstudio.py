@@ -222,6 +222,7 @@ def _first(meta: dict) -> dict:
         (lambda m: m.update(frames=4), "no list 'frames'"),
         (lambda m: _first(m).pop("transform_matrix"), "frame 0: transform_matrix"),
         (lambda m: _first(m)["transform_matrix"][0].__setitem__(3, float("nan")), "NaN"),
+        (lambda m: _first(m)["transform_matrix"][0].__setitem__(3, 1e300), "endless"),
         (lambda m: _first(m)["transform_matrix"].reverse(), "not a rotation"),
         (lambda m: _first(m).update(time="now"), "frame 0: time"),
         (lambda m: _first(m).update(time=float("inf")), "frame 0: time"),
@@ -278,3 +279,8 @@ def test_the_colmap_model_that_it_was_made_from_goes_behind(tmp_path):
         assert detect_format(tmp_path).title == title
     _edit(tmp_path, lambda m: [f.update(time=0) for f in m["frames"]])
     assert detect_format(tmp_path).title == "nerfstudio"
+
+
+def test_two_moments_are_enough_for_a_rig(tmp_path):
+    builders.nerfstudio_scene(tmp_path, frames=2, cameras=3)
+    assert builders.load(tmp_path).camera_names == ["eye0", "eye1", "eye2"]
