@@ -142,6 +142,7 @@ def _frame_store(capture: Capture, model: ModelParams, background: tuple) -> Fra
         budget=int(model.cache_gb * 1e9),
         spool_folder=model.model_path or None,
         background=background,
+        cache=model.cache,
     )
 
 
