@@ -14,6 +14,7 @@ from scene.cameras import Camera
 from scene.datasets import blender, colmap, n3v, panoptic
 from scene.datasets.checks import check_images, check_poses
 from scene.datasets.common import Capture, Shot, frame_time
+from scene.datasets.masks import add_masks
 from scene.frames import FrameStore, Size, VideoFrames
 from scene.point_cloud import PointCloud, random_cloud, thin
 from scene.views import Scene, View, scene_extent
@@ -77,6 +78,7 @@ def load_scene(model: ModelParams) -> Scene:
     root = Path(model.source_path)
     capture = detect_format(root).load(root, model)
     check_images(capture)
+    add_masks(capture, root, model.images)
     cameras = list({id(s.camera): s.camera for s in capture.train}.values())
     check_poses(capture, cameras)
     colour = 255 if model.white_background else 0
