@@ -208,9 +208,21 @@ class FrameStore:
                 pixels = self._spool.read(source, frame)
             if pixels is None:
                 self._use({source})
-                return self._decode(source, frame, ahead)
+                return self._decode(source, frame, self._still_ahead(source, frame, ahead))
             self._remember(source, frame, pixels)
             return pixels
+
+    def _still_ahead(self, source: int, frame: int, ahead: bool) -> bool:
+        """Whether a frame that is about to be decoded will be asked for later.
+
+        Who cannot wait for a prefetch takes its place; with the cache ``none``, what it brought
+        afterwards would be left lying.
+        """
+        if self._prefetcher is None:
+            return ahead
+        if not ahead:
+            self._prefetcher.queued.discard((source, frame))
+        return ahead and (source, frame) in self._prefetcher.queued
 
     def _lock_of(self, source: int, frame: int) -> threading.Lock:
         slot = (source, -1 if isinstance(self.sources[source], VideoFrames) else frame)
@@ -378,8 +390,8 @@ class _Prefetcher:
 
     def __init__(self, store: FrameStore) -> None:
         self._queue: SimpleQueue[Slot | None] = SimpleQueue()
-        self._queued: set[Slot] = set()
-        arguments = (weakref.ref(store), self._queue, self._queued)
+        self.queued: set[Slot] = set()  # what is removed from it before its turn is not loaded
+        arguments = (weakref.ref(store), self._queue, self.queued)
         for _ in range(_PREFETCH_THREADS):
             try:
                 threading.Thread(target=_load_all, args=arguments, daemon=True).start()
@@ -389,8 +401,8 @@ class _Prefetcher:
 
     def add(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
-            if slot not in self._queued:
-                self._queued.add(slot)
+            if slot not in self.queued:
+                self.queued.add(slot)
                 self._queue.put(slot)
 
 
@@ -401,7 +413,7 @@ def _load_all(
     while (slot := queue.get()) is not None:
         store = owner()
         try:
-            if store is not None:
+            if store is not None and slot in queued:
                 store._get(*slot, ahead=True)
         except Exception:  # the caller of `get` meets it again
             pass

@@ -173,7 +173,7 @@ def test_a_failed_prefetch_is_silent_until_the_frame_is_asked_for(images, tmp_pa
     images[1].paths[2].write_bytes(b"")
     store = _store(images, 100 * FRAME, tmp_path)
     store.prefetch([(1, 2), (9, 9), (1, 3)])
-    _wait(lambda: (1, 3) in store._memory and not store._prefetcher._queued)
+    _wait(lambda: (1, 3) in store._memory and not store._prefetcher.queued)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(UserError, match="1_2.png"):
         store.get(1, 2)
@@ -379,8 +379,30 @@ def test_none_holds_what_was_prefetched_until_it_is_taken(images, tmp_path, deco
     store.get(2, 4)
     assert set(store._memory) == {(0, 1)} and store._held == FRAME and len(decodes) == 2
     store.prefetch([(1, 0), (1, 1)])
-    _wait(lambda: not store._prefetcher._queued)
+    _wait(lambda: not store._prefetcher.queued)
     assert store._held == 2 * FRAME  # never more than the budget, taken or not
+
+
+def test_none_is_left_with_nothing_by_a_prefetch_that_came_too_late(images, tmp_path, monkeypatch):
+    """Both threads are busy with other images while the third is asked for."""
+    release, decoded, original = threading.Event(), [], frames_module.read_image
+
+    def slow(path, **options):
+        decoded.append(path.name)
+        if path.name.startswith("1"):
+            assert release.wait(20)
+        return original(path, **options)
+
+    monkeypatch.setattr(frames_module, "read_image", slow)
+    store = _cached(images, "none", tmp_path, budget=100 * FRAME)
+    store.prefetch([(1, 0), (1, 1), (0, 3)])
+    _wait(lambda: len(decoded) == 2)
+    store.get(0, 3)
+    release.set()
+    _wait(lambda: set(store._memory) == {(1, 0), (1, 1)})
+    store.prefetch([(1, 2)])  # behind whatever is still to come
+    _wait(lambda: (1, 2) in store._memory and not store._prefetcher.queued)
+    assert (0, 3) not in store._memory and decoded.count("0_3.png") == 1
 
 
 def test_none_refuses_videos_at_once(images, videos, tmp_path):
