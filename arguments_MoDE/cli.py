@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from arguments_MoDE.config import Config, option
+from arguments_MoDE.config import CACHES, Config, option
 from arguments_MoDE.recipe import Note, nearest, print_note, read_recipe
 from arguments_MoDE.retired import RETIRED_AT_RENDERING, RETIRED_FLAGS
 from arguments_MoDE.saved import check_recipe, first_difference, load_config, save_config
@@ -117,6 +117,9 @@ class RenderingArguments:
     video_frames: int | None = option(
         None, "frames of the rendered camera path; 0: as many as the clip has; default: the run's"
     )
+    cache: str | None = option(
+        None, "where decoded frames are kept, as in training; default: the run's", choices=CACHES
+    )
     cache_gb: float | None = option(
         None, "memory for decoded frames, in GB, as in training; default: the run's"
     )
@@ -184,7 +187,7 @@ def parse_rendering(
     config = load_config(folder / "config.json")
     _check_saved(folder / "config.json", config, known_experts)
     check_recipe(config, recipe)
-    for name in ("source_path", "resolution", "video_frames", "cache_gb"):
+    for name in ("source_path", "resolution", "video_frames", "cache", "cache_gb"):
         if values[name] is not None:
             setattr(config.model, name, values[name])
     config.model.model_path, config.model.expname = str(folder), ""

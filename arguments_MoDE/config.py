@@ -25,6 +25,8 @@ SECTIONS = (
     "ModelMotionParams",
 )
 
+CACHES = ("auto", "ram", "disk", "none")
+
 
 def option(
     default: Any,
@@ -88,7 +90,13 @@ class ModelParams:
     add_points: int = option(
         0, "add this many uniformly random points in the cloud's box (published: 100000 or none)"
     )
-    cache_gb: float = option(4.0, "memory for decoded frames, in GB; the rest goes to a disk cache")
+    cache: str = option(
+        "auto",
+        "where decoded frames are kept: auto = in memory up to --cache_gb, then on disk too; "
+        "ram = all in memory; disk = all on disk; none = images are decoded each time",
+        choices=CACHES,
+    )
+    cache_gb: float = option(4.0, "memory for decoded frames, in GB; --cache ram does not heed it")
     seed: int = option(0, "seed of every random choice of a run")
     video_frames: int = option(0, "frames of the rendered camera path; 0: as many as the clip has")
 

@@ -51,6 +51,14 @@ class View:
             raise ValueError(f"view {self.name} is of a camera path and has no image")
         return self.store.get(*self.slot)
 
+    def mask(self) -> torch.Tensor | None:
+        """Which pixels of the image count: (H, W) bool, shared; None: all of them.
+
+        Raises:
+            UserError: the mask's file is missing or damaged.
+        """
+        return None if self.store is None else self.store.mask(*self.slot)
+
 
 @dataclass
 class Scene:
@@ -94,12 +102,25 @@ class Scene:
 
         Optional: it moves the wait, and any damaged frame, to before the first iteration.
         """
+        for store, sources in self._sources_of(views):
+            store.prepare(sources)
+
+    def reserve(self, views: Sequence[View] | None = None) -> None:
+        """Makes sure that there is room, in memory or on disk, for the frames of ``views``.
+
+        Raises:
+            UserError: there is too little, as ``--cache`` is.
+        """
+        for store, sources in self._sources_of(views):
+            store.reserve(sources)
+
+    def _sources_of(self, views: Sequence[View] | None) -> list[tuple[FrameStore, set[int]]]:
+        """The stores behind ``views`` (default: training and test), with the sources asked of."""
         wanted: dict[int, tuple[FrameStore, set[int]]] = {}
         for view in (*self.train, *self.test) if views is None else views:
             if view.store is not None:
                 wanted.setdefault(id(view.store), (view.store, set()))[1].add(view.slot[0])
-        for store, sources in wanted.values():
-            store.prepare(sources)
+        return list(wanted.values())
 
 
 def scene_extent(cameras: Sequence[Camera], points: PointCloud) -> float:

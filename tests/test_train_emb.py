@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import train_emb
 from training.checkpoint import saved_iterations
 from utils.errors import cli
+from utils.video import read_video
 
 SMALL = ["-r", "64", "-d", "4", "--max_points", "400", "--densify_until_iter", "0", "--quiet"]
 SHORT = ["--coarse_iterations", "4", "--iterations", "6", "--device", "cpu"]
@@ -231,3 +233,51 @@ def test_no_iterations_at_all_saves_the_canonical_model(copy, tmp_path):
     out = tmp_path / "run"
     train(copy, out, "--iterations", "0")
     assert saved_iterations(out) == [0]
+
+
+# ---- where frames are kept, and masks -----------------------------------------------------------
+
+
+def test_frames_that_memory_cannot_hold_are_refused_before_they_are_decoded(
+    copy, tmp_path, capsys, monkeypatch
+):
+    """There is room for those of the two training cameras, not for the held-out one's as well."""
+    monkeypatch.setattr("scene.datasets._DECODE_AT_ONCE", 0)
+    monkeypatch.setattr("scene.frames.available_memory", lambda: 2 * 4 * 64 * 48 * 3)
+    monkeypatch.setattr("scene.frames.read_video", lambda *_: pytest.fail("decoded"))
+    error = fails(capsys, copy, tmp_path / "run", "--cache", "ram")
+    assert "--cache ram: the decoded frames need 0.0 GB" in error and "--cache disk" in error
+
+
+def test_videos_cannot_be_read_without_a_cache(copy, tmp_path, capsys):
+    error = fails(capsys, copy, tmp_path / "run", "--cache", "none")
+    assert "--cache none" in error and "cam00.mp4 is a video" in error and "--cache disk" in error
+
+
+def test_frames_on_disk_leave_no_file_and_another_cache_may_resume(copy, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ("--checkpoint_iterations", "3")
+    assert train(copy, out, "--cache", "disk", *flags) == 0
+    assert "temporary" not in str(sorted(out.iterdir()))
+    capsys.readouterr()
+    assert train(copy, out, "--cache", "ram", *flags) == 0
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_masked_cameras_are_noted_and_trained_on(copy, tmp_path, capsys):
+    first = read_first_frame(copy / "cam01.mp4")
+    (copy / "masks").mkdir()
+    mask = np.zeros(first.shape[:2], np.uint8)
+    mask[: len(mask) // 2] = 255
+    for camera in ("cam00", "cam01"):
+        Image.fromarray(mask).save(copy / "masks" / f"{camera}.png")
+    out = tmp_path / "run"
+    assert train(copy, out) == 0
+    assert "8 of 12 images have a mask" in capsys.readouterr().err
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    evaluations = [r for r in map(json.loads, lines) if r["event"] == "evaluate"]
+    assert [r["masked"] for r in evaluations if r["set"] == "test"] == [True]
+
+
+def read_first_frame(path: Path) -> np.ndarray:
+    return next(iter(read_video(path, [0])))

@@ -2,6 +2,10 @@
 
 PSNR and SSIM are of the render clamped to [0, 1] against the 8-bit ground truth, in float and, with
 the suffix ``_8bit``, from the rounded render as a PNG holds it. Data range 1 throughout.
+
+Where the ground truth has a mask, only pixels that count are measured: PSNR is of them alone, SSIM
+is the mean of its map over them, and LPIPS, which cannot leave out pixels, sees the ground truth at
+the others, as SSIM's windows do. Results say ``masked`` then: they do not compare with others.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from scene.mixture import MoDE
 from training.losses import to_float
 from utils.errors import UserError
 from utils.lpips import LpipsUnavailable, load_lpips
-from utils.metrics import psnr, ssim, to_8bit
+from utils.metrics import psnr, ssim, ssim_map, to_8bit
 
 Render = Callable[[View], Tensor]  # of a view: (3, H, W), float, not clamped
 
@@ -56,16 +60,40 @@ def target_of(view: View, device: torch.device | str) -> Tensor:
     return to_float(view.image().to(device)[None])[0]
 
 
+def mask_of(view: View, device: torch.device | str) -> Tensor | None:
+    """The pixels of the view's ground truth that count, (1, H, W) bool; None: all."""
+    mask = view.mask()
+    return None if mask is None else mask.to(device)[None]
+
+
 @torch.no_grad()
-def compare(image: Tensor, target: Tensor) -> dict[str, float]:
-    """PSNR (dB) and SSIM of a render (3, H, W), in float and from 8-bit."""
-    image, rounded = image.clamp(0, 1), to_8bit(image).to(target) / 255
-    return {
-        "ssim_8bit": ssim(rounded, target).item(),
-        "psnr_8bit": psnr(rounded, target).item(),
-        "ssim": ssim(image, target).item(),
-        "psnr": psnr(image, target).item(),
+def compare(image: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """PSNR (dB) and SSIM of a render (3, H, W), in float and from 8-bit.
+
+    Args:
+        mask: (1, H, W) bool, the pixels that count; None: all. Without any, there are no numbers.
+    """
+    rounded = to_8bit(image).to(target) / 255
+    result = {
+        **_quality(rounded, target, mask, "_8bit"),
+        **_quality(image.clamp(0, 1), target, mask),
     }
+    return {key: result[key] for key in ("ssim_8bit", "psnr_8bit", "ssim", "psnr") if key in result}
+
+
+def _quality(image: Tensor, target: Tensor, mask: Tensor | None, suffix: str = "") -> dict:
+    if mask is None:
+        similarity = ssim(image, target)
+    elif not mask.any():
+        return {}
+    else:
+        similarity = ssim_map(fill_masked(image, target, mask), target)[0][:, mask[0]].mean()
+    return {f"psnr{suffix}": psnr(image, target, mask).item(), f"ssim{suffix}": similarity.item()}
+
+
+def fill_masked(image: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """``image`` with the pixels of ``target`` where ``mask`` says that they do not count."""
+    return image if mask is None else torch.where(mask, image, target)
 
 
 def mean_of(rows: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -98,14 +126,17 @@ def evaluate_views(
     """Mean PSNR and SSIM (float) over at most ``limit`` evenly spaced views; None: all.
 
     Returns:
-        ``psnr`` in dB, ``ssim`` and ``views``, how many were measured; no numbers without views.
+        ``psnr`` in dB, ``ssim`` and ``views``, how many were measured; no numbers without views;
+        ``masked`` if any of them has a mask.
     """
-    rows = []
+    rows, masked = [], False
     for index in evenly_spaced(len(views), limit):
         image = render(views[index]).clamp(0, 1)
-        target = target_of(views[index], image.device)
-        rows.append({"psnr": psnr(image, target).item(), "ssim": ssim(image, target).item()})
-    return {**mean_of(rows), "views": len(rows)}
+        mask = mask_of(views[index], image.device)
+        rows.append(_quality(image, target_of(views[index], image.device), mask))
+        masked = masked or mask is not None
+    rows = [row for row in rows if row]
+    return {**mean_of(rows), "views": len(rows), **({"masked": True} if masked else {})}
 
 
 @torch.no_grad()

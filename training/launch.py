@@ -73,7 +73,8 @@ def train_main(
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     scene = load_scene(config.model)
-    scene.prepare(scene.train)  # damaged videos and a full disk show before the first iteration
+    scene.reserve()  # too little memory or disk space shows before anything is decoded,
+    scene.prepare(scene.train)  # and damaged videos before the first iteration
     model = build_model(scene, config)
     if not arguments.quiet:
         print(_summary(scene, model, device))

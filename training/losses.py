@@ -16,20 +16,30 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).mul_(1 / 255)
 
 
-def photometric(images: Tensor, targets: Tensor, opt: OptimizationParams) -> dict[str, Tensor]:
+def photometric(
+    images: Tensor, targets: Tensor, opt: OptimizationParams, mask: Tensor | None = None
+) -> dict[str, Tensor]:
     """Weighted terms of the loss, by name; each a mean over batch, channels and pixels.
 
     Args:
         images: (B, 3, H, W), not clamped.
         targets: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W) bool, the pixels that count; None: all. The others have no error and no
+            gradient, and what ``targets`` has there is without effect, on SSIM's windows too: both
+            images are given the render's own values there.
     """
+    if mask is not None:
+        own = images.detach()
+        images, targets = torch.where(mask, images, own), torch.where(mask, targets, own)
     difference = images - targets
     if opt.loss == "l1":
-        terms = {"l1": difference.abs().mean()}
+        error = difference.abs()
     elif opt.loss == "l2":
-        terms = {"l2": difference.square().mean()}
+        error = difference.square()
     else:
-        terms = {"charbonnier": (difference.square() + CHARBONNIER_EPS**2).sqrt().mean()}
+        error = (difference.square() + CHARBONNIER_EPS**2).sqrt()
+        error = error if mask is None else error * mask  # it is not zero for equal pixels
+    terms = {opt.loss: error.mean()}
     if opt.lambda_dssim:
         terms["dssim"] = opt.lambda_dssim * (1 - ssim(images, targets))
     return terms

@@ -44,7 +44,9 @@ from training.evaluation import (
     Render,
     compare,
     evenly_spaced,
+    fill_masked,
     finite,
+    mask_of,
     mean_of,
     measure_fps,
     target_of,
@@ -262,14 +264,15 @@ def _quality(
         camera: mean_of(rows[i] for i in indices) for camera, indices in by_camera(views).items()
     }
     means = mean_of(rows)
-    psnr = means.pop("psnr")
+    last = {"psnr": means.pop("psnr")} if "psnr" in means else {}
     return {
         "data_range": 1.0,
+        **({"masked": True} if any(view.mask() is not None for view in views) else {}),
         "per_view": {view.name: row for view, row in zip(views, rows, strict=True)},
         "per_camera": cameras,
         **perceptual.summary(rows),
         **means,
-        "psnr": psnr,
+        **last,
     }
 
 
@@ -302,9 +305,11 @@ def _render_frames(
             if view.store is None:
                 continue
             writer.submit(folder / "gt" / f"{index:05d}.png", view.image().numpy())
-            target = target_of(view, image.device)
+            target, mask = target_of(view, image.device), mask_of(view, image.device)
             nets = [net for net, indices in chosen.items() if index in indices]
-            rows.append({**perceptual.compare(image, target, nets), **compare(image, target)})
+            nets = nets if mask is None or bool(mask.any()) else []
+            row = perceptual.compare(fill_masked(image, target, mask), target, nets)
+            rows.append({**row, **compare(image, target, mask)})
     return rows
 
 
@@ -430,6 +435,11 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         rows.append([name, *(_cell(values.get(column)) for column in columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(t.rjust(w) for t, w in zip(row, widths, strict=True)) for row in rows]
+    lines += [
+        f"{name}: masked, the metrics are of the pixels that count"
+        for name, values in results.items()
+        if values.get("masked")
+    ]
     reasons = {v["lpips_reason"] for v in results.values() if v.get("lpips_reason")}
     return "\n".join(lines + [f"LPIPS {reason}" for reason in sorted(reasons)])
 

@@ -34,8 +34,10 @@ class ViewSampler:
         return [self.views[i] for i in self.queue.pop()]
 
     def coming(self) -> list[View]:
-        """The batch after the one just drawn; empty at the end of an epoch."""
-        return [self.views[i] for i in self.queue[-1]] if self.queue else []
+        """The batch that `next` will give."""
+        if not self.queue:  # the next epoch is drawn early, so that its first images are fetched
+            self.queue = self._epoch()[::-1]
+        return [self.views[i] for i in self.queue[-1]]
 
     def _epoch(self) -> list[list[int]]:
         order = torch.randperm(len(self.views), generator=self.generator).tolist()

@@ -6,6 +6,7 @@ state of a run can be saved at any iteration and continued bit by bit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class Shot:
     targets: Tensor  # (B, 3, H, W) in [0, 1]
     output: RenderOutput
     splats: Splats
+    mask: Tensor | None = None  # (B, 1, H, W) bool, the pixels that count; None: all
 
 
 class Trainer:
@@ -203,7 +205,8 @@ class Trainer:
             out.means2d.retain_grad()
             targets = torch.stack([view.image() for view in views]).to(self.device)
             images = self._in_camera_colors(out.images, views)
-            shots.append(Shot(views, images, to_float(targets), out, splats))
+            mask = _stacked_masks(views, self.device)
+            shots.append(Shot(views, images, to_float(targets), out, splats, mask))
         return shots
 
     def _shared(self, view: View) -> tuple[float, int, int, int]:
@@ -218,7 +221,8 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         for shot in shots:
             share = shot.images.numel() / total
-            for name, value in photometric(shot.images, shot.targets, self.config.opt).items():
+            parts = photometric(shot.images, shot.targets, self.config.opt, shot.mask)
+            for name, value in parts.items():
                 terms[name] = terms.get(name, 0) + share * value
         if self.progress.stage == "coarse":
             return terms
@@ -267,8 +271,8 @@ class Trainer:
     def _numbers(
         self, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot]
     ) -> dict[str, float]:
-        ratios = [psnr(shot.images.detach(), shot.targets).view(-1) for shot in shots]
-        numbers = {"loss": loss.item(), "psnr": torch.cat(ratios).mean().item()}
+        ratios = [psnr(s.images.detach(), s.targets, s.mask).view(-1) for s in shots]
+        numbers = {"loss": loss.item(), "psnr": torch.cat(ratios).nanmean().item()}
         return numbers | {name: value.item() for name, value in terms.items()}
 
     def _log(self, numbers: dict[str, float]) -> None:
@@ -277,7 +281,9 @@ class Trainer:
             self.report.progress()
         else:
             for key in ("loss", "psnr"):
-                smooth[key] = 0.6 * smooth.get(key, numbers[key]) + 0.4 * numbers[key]
+                old = smooth.get(key, math.nan)
+                new = old if math.isnan(numbers[key]) else numbers[key]  # of a batch without pixels
+                smooth[key] = new if math.isnan(old) else 0.6 * old + 0.4 * new
             self.report.progress(
                 loss=f"{smooth['loss']:.4f}", psnr=f"{smooth['psnr']:.2f}", gaussians=str(count)
             )
@@ -369,6 +375,16 @@ class Trainer:
         torch.set_rng_state(parts["rng"]["torch"])
         if self.device.type == "cuda" and "cuda" in parts["rng"]:
             torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)
+
+
+def _stacked_masks(views: list[View], device: torch.device) -> Tensor | None:
+    """(B, 1, H, W) bool; None where no view has a mask."""
+    masks = [view.mask() for view in views]
+    if all(mask is None for mask in masks):
+        return None
+    shape = (views[0].camera.height, views[0].camera.width)
+    whole = torch.ones(shape, dtype=torch.bool)
+    return torch.stack([whole if m is None else m for m in masks])[:, None].to(device)
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

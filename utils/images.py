@@ -86,6 +86,15 @@ def read_image(
     return pixels if size is None else resize_image(pixels, size)
 
 
+def read_mask(path: str | Path) -> np.ndarray:
+    """Decodes a mask of any kind: (H, W) uint8, the brightness; what is transparent is black.
+
+    Raises:
+        UserError: the file is missing, no image, or damaged.
+    """
+    return np.array(Image.fromarray(read_image(path, background=(0, 0, 0))).convert("L"))
+
+
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
     """(H, W, 3) uint8 of an open image of any mode."""
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: convert() would clip it
@@ -104,7 +113,7 @@ def composite(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
 
 
 def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes (H, W, 3) uint8 to ``size`` (width, height): area average down, bicubic up."""
+    """(H, W, 3) or (H, W) uint8 at ``size`` (width, height): area average down, bicubic up."""
     if pixels.shape[1::-1] == tuple(size):
         return pixels
     shrinks = size[0] <= pixels.shape[1] and size[1] <= pixels.shape[0]

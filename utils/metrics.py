@@ -28,10 +28,14 @@ def to_8bit(image: Tensor) -> Tensor:
     return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def psnr(image: Tensor, target: Tensor) -> Tensor:
+def psnr(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, 20 log10(1 / sqrt(MSE)), of each image.
 
     At most `PSNR_CAP`, which identical images get too, so that means and JSON files stay finite.
+
+    Args:
+        image, target: (C, H, W) or (B, C, H, W).
+        mask: (1, H, W) or (B, 1, H, W) bool, the pixels that count; None: all. NaN where none does.
 
     Returns:
         () for one image, (B,) for a batch; no gradient.
@@ -41,7 +45,13 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
     """
     batch = image.shape[:-3]
     image, target = _pair(image.detach(), target.detach())
-    error = (image - target).square().flatten(1).mean(1)  # (B,)
+    error = (image - target).square()
+    if mask is None:
+        error = error.flatten(1).mean(1)  # (B,)
+    else:
+        mask = mask.reshape(-1, 1, *image.shape[-2:])
+        count = image.shape[1] * mask.flatten(1).sum(1)
+        error = (error * mask).flatten(1).sum(1) / count
     return (-10 * error.log10()).clamp(max=PSNR_CAP).reshape(batch)
 
 

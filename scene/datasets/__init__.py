@@ -23,6 +23,7 @@ from scene.datasets import (
 )
 from scene.datasets.checks import check_images, check_poses
 from scene.datasets.common import Capture, Shot, frame_time
+from scene.datasets.masks import add_masks
 from scene.frames import FrameStore, Size, VideoFrames
 from scene.point_cloud import PointCloud, random_cloud, thin
 from scene.views import Scene, View, scene_extent
@@ -91,6 +92,7 @@ def load_scene(model: ModelParams) -> Scene:
     root = Path(model.source_path)
     capture = detect_format(root).load(root, model)
     check_images(capture)
+    add_masks(capture, root, model.images)
     cameras = list({id(s.camera): s.camera for s in capture.train}.values())
     check_poses(capture, cameras)
     colour = 255 if model.white_background else 0
@@ -156,6 +158,7 @@ def _frame_store(capture: Capture, model: ModelParams, background: tuple) -> Fra
         budget=int(model.cache_gb * 1e9),
         spool_folder=model.model_path or None,
         background=background,
+        cache=model.cache,
     )
 
 

@@ -249,6 +249,7 @@ def test_rendering_takes_the_settings_of_the_run_and_a_few_overrides(run):
     assert (parsed.config.model.resolution, parsed.config.model.video_frames) == (2, 5)
     assert parsed.lpips is False
     assert render("-m", "run", "--cache_gb", "0.5").config.model.cache_gb == 0.5
+    assert render("-m", "run", "--cache", "none").config.model.cache == "none"
 
 
 def test_rendering_knows_where_a_moved_run_is(run):

@@ -241,7 +241,7 @@ def test_runs_are_compared_without_their_places(tmp_path):
     one = config_with(source_path="data/scene", model_path="a")
     assert first_difference(one, config_with(source_path="/x/scene", model_path="b")) is None
     assert first_difference(one, config_with(source_path="data/other"))[0] == "source_path"
-    other = config_with(source_path="data/scene", cache_gb=9.0, video_frames=5)
+    other = config_with(source_path="data/scene", cache="ram", cache_gb=9.0, video_frames=5)
     assert first_difference(one, other) is None
     other = config_with(source_path="data/scene", batch_size=3)
     assert first_difference(one, other) == ("batch_size", 1, 3)

@@ -26,6 +26,9 @@ class GreyStore:
     def get(self, source: int, frame: int) -> torch.Tensor:
         return torch.full((self.height, self.width, 3), 40 + 4 * frame, dtype=torch.uint8)
 
+    def mask(self, source: int, frame: int) -> torch.Tensor | None:
+        return None
+
 
 def camera(name: str, width: int = 48, height: int = 36) -> Camera:
     """A camera at the origin."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from fake_scene import GreyStore, clip
@@ -13,7 +14,7 @@ from training import evaluation
 from training.evaluation import Perceptual, compare, evaluate_views, evenly_spaced, measure_fps
 from utils.errors import UserError
 from utils.lpips import LPIPS, LpipsUnavailable
-from utils.metrics import psnr, ssim
+from utils.metrics import psnr, ssim, ssim_map, to_8bit
 
 
 @pytest.mark.parametrize(
@@ -163,3 +164,51 @@ def test_a_cpu_compares_few_large_images(random_alex, monkeypatch):
 def test_lpips_that_was_not_asked_for_says_so():
     summary = Perceptual((), "cpu").summary([])
     assert summary["lpips"] is None and "not asked for" in summary["lpips_reason"]
+
+
+# ---- masks --------------------------------------------------------------------------------------
+
+
+def masked_pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A render, the truth, and a mask whose hidden part is far off in both."""
+    target = torch.rand(3, 30, 40)
+    image = (target + 0.05 * torch.randn_like(target)).clamp(0, 1)
+    mask = torch.ones(1, 30, 40, dtype=torch.bool)
+    mask[:, 8:20, 10:25] = False
+    return torch.where(mask, image, 1 - target), target, mask
+
+
+def test_masked_metrics_are_of_the_counted_pixels_alone():
+    image, target, mask = masked_pair()
+    row = compare(image, target, mask)
+    counted = mask[0].numpy()
+    error = (image - target).double().numpy()[:, counted]
+    assert row["psnr"] == pytest.approx(-10 * np.log10((error**2).mean()), abs=1e-4)
+    rounded = (to_8bit(image).double() / 255 - target).numpy()[:, counted]
+    assert row["psnr_8bit"] == pytest.approx(-10 * np.log10((rounded**2).mean()), abs=1e-4)
+    filled = torch.where(mask, image, target)
+    assert row["ssim"] == pytest.approx(ssim_map(filled, target)[0].numpy()[:, counted].mean())
+    assert row["ssim"] < ssim(filled, target).item()  # pixels that are equal by force do not help
+    assert list(row) == list(compare(image, target))
+
+
+def test_what_a_render_has_where_nothing_counts_is_without_effect():
+    image, target, mask = masked_pair()
+    assert compare(image, target, mask) == compare(torch.where(mask, image, 0.3), target, mask)
+
+
+def test_a_view_without_a_pixel_that_counts_has_no_numbers():
+    image, target, mask = masked_pair()
+    assert compare(image, target, torch.zeros_like(mask)) == {}
+
+
+def test_evaluation_of_masked_views_says_so_and_leaves_out_empty_ones(monkeypatch):
+    masks = {0: None, 1: torch.zeros(36, 48, dtype=torch.bool), 2: torch.zeros(36, 48) == 0}
+    monkeypatch.setattr(GreyStore, "mask", lambda self, source, frame: masks[frame])
+    offsets = [0.1, 0.5, 0.01]
+    result = evaluate_views(
+        lambda view: view.image().permute(2, 0, 1) / 255 + offsets[view.frame_index],
+        clip("cam", 0, frames=3),
+    )
+    assert result["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-2)
+    assert result["views"] == 2 and result["masked"] is True

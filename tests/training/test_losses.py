@@ -50,3 +50,40 @@ def test_camera_colors_learn_a_gain():
         loss.backward()
         adam.step()
     assert loss < 0.01
+
+
+def masked_pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images with a gradient, targets, and a mask with holes and a wholly masked image."""
+    images = torch.rand(2, 3, 24, 30, requires_grad=True)
+    mask = torch.rand(2, 1, 24, 30) > 0.3
+    mask[0, :, 5:15, 5:20], mask[1] = False, False
+    return images, torch.rand(2, 3, 24, 30), mask
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "charbonnier"])
+def test_masked_pixels_have_no_gradient_and_their_truth_no_effect(loss):
+    images, targets, mask = masked_pair()
+    opt, found = OptimizationParams(loss=loss, lambda_dssim=0.4), []
+    for garbage in (0.0, 7.0):
+        images.grad = None
+        terms = photometric(images, torch.where(mask, targets, garbage), opt, mask)
+        sum(terms.values()).backward()
+        found.append((terms, images.grad.clone()))
+    gradient = found[0][1]
+    assert (gradient * ~mask == 0).all() and (gradient[0] * mask[0]).abs().sum() > 0
+    assert torch.equal(gradient, found[1][1])
+    assert all(torch.equal(found[0][0][name], value) for name, value in found[1][0].items())
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "charbonnier"])
+def test_an_image_without_a_pixel_that_counts_has_no_loss(loss):
+    images, targets, mask = masked_pair()
+    terms = photometric(images[1:], targets[1:], OptimizationParams(loss=loss), mask[1:])
+    assert terms[loss].item() == 0
+
+
+def test_masked_loss_is_the_sum_over_counted_pixels():
+    images, targets, mask = masked_pair()
+    value = photometric(images, targets, OptimizationParams(loss="l1"), mask)["l1"].item()
+    error = (images - targets).abs().detach().numpy() * mask.numpy()
+    assert value == pytest.approx(error.sum() / images.numel(), rel=1e-5)

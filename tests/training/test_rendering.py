@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_scene import FakeModel, clip, fake_render, fake_scene
+from fake_scene import FakeModel, GreyStore, clip, fake_render, fake_scene
 from PIL import Image
 
 from arguments_MoDE.config import Config
@@ -247,3 +247,28 @@ def test_the_table_names_sets_and_reasons(run):
     assert lines[0].split()[:3] == ["set", "views", "psnr"]
     assert [line.split()[0] for line in lines[1:4]] == ["train", "test", "video"]
     assert "20.00" in lines[2] and lines[4].startswith("LPIPS not available because")
+
+
+def _half_masked(self, source: int, frame: int) -> torch.Tensor:
+    """The left half counts; nothing does in frame 3."""
+    mask = torch.zeros(self.height, self.width, dtype=torch.bool)
+    mask[:, : self.width // 2] = frame < 3
+    return mask
+
+
+def test_masked_metrics_say_so_in_every_place(run, monkeypatch):
+    monkeypatch.setattr(GreyStore, "mask", _half_masked)
+    results = _go(run, sets=("test",))
+    record = _load(run.model_path / "test" / "ours_30" / "metrics.json")
+    assert record["masked"] is True and list(record)[-1] == "psnr"
+    assert record["psnr"] == pytest.approx(20, abs=0.1)
+    assert record["per_view"]["cam00/0003"] == {}
+    assert _load(run.model_path / "metrics.json")["sets"]["test"]["masked"] is True
+    assert "test: masked" in table(results)
+
+
+def test_a_set_without_a_pixel_that_counts_has_no_metrics_and_is_rendered(run, monkeypatch):
+    monkeypatch.setattr(GreyStore, "mask", lambda s, *_: torch.zeros(s.height, s.width) > 0)
+    record = _go(run, sets=("test",))["test"]
+    assert record["masked"] is True and "psnr" not in record
+    assert "psnr" not in _load(run.model_path / "metrics.json")

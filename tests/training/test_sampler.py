@@ -43,6 +43,17 @@ def test_restored_sampler_goes_on_as_the_first_would_have():
     assert [key(first.next()) for _ in range(30)] == [key(second.next()) for _ in range(30)]
 
 
+def test_coming_is_what_comes_even_between_epochs_and_after_a_checkpoint():
+    key = lambda batch: [(v.camera, v.frame_index) for v in batch]  # noqa: E731
+    sampler, plain = ViewSampler(views(), 2, seed=3), ViewSampler(views(), 2, seed=3)
+    for _ in range(30):  # several epochs
+        assert key(sampler.next()) == key(plain.next())  # to look ahead changes nothing
+        promised = key(sampler.coming())
+        restored = ViewSampler(views(), 2)
+        restored.restore(*sampler.state())
+        assert promised == key(restored.coming()) == key(restored.next())
+
+
 def test_seed_decides_the_order():
     orders = [
         [

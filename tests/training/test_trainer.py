@@ -185,6 +185,9 @@ class HalfSize:
     def get(self, source, frame):
         return torch.full((tiny.HEIGHT // 2, tiny.WIDTH // 2, 3), 100, dtype=torch.uint8)
 
+    def mask(self, source, frame):
+        return None
+
     def prefetch(self, pairs):
         pass
 
@@ -223,3 +226,58 @@ def test_camera_colors_are_trained_and_survive_a_checkpoint(tmp_path):
     other = tiny.trainer(tmp_path, tiny.config(camera_color=True))
     other.restore(*load_state(folder))
     assert torch.equal(other.colors.delta, trainer.colors.delta)
+
+
+# ---- masks --------------------------------------------------------------------------------------
+
+
+def moving_patch() -> torch.Tensor:
+    """(cameras, frames, H, W) bool: all but a patch that moves over the clip."""
+    masks = torch.ones(tiny.CAMERAS, tiny.FRAMES, tiny.HEIGHT, tiny.WIDTH, dtype=torch.bool)
+    for frame in range(tiny.FRAMES):
+        masks[:, frame, 4:12, 4 * frame : 4 * frame + 8] = False
+    return masks
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "charbonnier"])
+def test_what_is_masked_out_changes_no_bit_of_the_training(tmp_path, loss):
+    found = []
+    for garbage in (None, 0, 255):
+        trainer = tiny.trainer(tmp_path, tiny.config(loss=loss, lambda_dssim=0.3))
+        store = trainer.scene.train[0].store
+        store.masks = moving_patch()
+        if garbage is not None:
+            store.pixels[~store.masks] = garbage
+        run(trainer)
+        found.append(parameters(trainer))
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+
+
+def test_a_mask_that_hides_nothing_changes_nothing(tmp_path):
+    found = []
+    for masks in (None, torch.ones_like(moving_patch())):
+        trainer = tiny.trainer(tmp_path)
+        trainer.scene.train[0].store.masks = masks
+        run(trainer, ("coarse", 3))
+        found.append(parameters(trainer))
+    assert all(torch.allclose(found[0][n], found[1][n], atol=1e-6) for n in found[0])
+
+
+def test_views_that_are_masked_out_whole_teach_nothing_and_are_survived(tmp_path):
+    settings = tiny.config(densify_until_iter=0, coarse_iterations=20)
+    trainer = tiny.trainer(tmp_path, settings)
+    trainer.scene.train[0].store.masks = torch.zeros_like(moving_patch())
+    before = parameters(trainer)
+    run(trainer, ("coarse", 20))
+    assert all(torch.equal(before[n], p) for n, p in parameters(trainer).items())
+    trainer._log({"loss": 0.0, "psnr": float("nan")})
+    trainer._log({"loss": 0.0, "psnr": 20.0})
+    assert trainer.progress.smooth["psnr"] == 20.0
+
+
+def test_evaluation_while_training_says_that_it_is_masked(tmp_path):
+    trainer = tiny.trainer(tmp_path)
+    assert "masked" not in trainer.evaluate()["test"]
+    trainer.scene.train[0].store.masks = moving_patch()
+    assert trainer.evaluate()["test"]["masked"] is True

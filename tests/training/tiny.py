@@ -25,9 +25,13 @@ class Images:
         generator = torch.Generator().manual_seed(seed)
         shape = (CAMERAS, FRAMES, HEIGHT, WIDTH, 3)
         self.pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        self.masks: torch.Tensor | None = None  # (cameras, frames, H, W) bool
 
     def get(self, camera: int, frame: int) -> torch.Tensor:
         return self.pixels[camera, frame]
+
+    def mask(self, camera: int, frame: int) -> torch.Tensor | None:
+        return None if self.masks is None else self.masks[camera, frame]
 
     def prefetch(self, pairs: list[tuple[int, int]]) -> None:
         pass
