@@ -146,8 +146,9 @@ def _validate_rotation(w2c: np.ndarray, where: str) -> None:
         raise UserError(f"{where}: its pose is not a rotation and a translation; recompute it")
     if np.linalg.det(rotation) < 0:
         raise UserError(
-            f"{where}: its pose mirrors the world (determinant -1); the file is in a left-handed "
-            "frame: negate one world axis, or export the poses right-handed with OpenCV axes"
+            f"{where}: its pose mirrors the world (determinant -1): the file's frame is "
+            "left-handed; negate one world axis, the same in all poses (a row of camera-to-world, "
+            "a column of world-to-camera) and in the cloud, or export again right-handed"
         )
 
 
