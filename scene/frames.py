@@ -39,10 +39,14 @@ _LESS = "lower the resolution (-r), or raise --cache_gb"  # the remedy where a d
 
 @dataclass(frozen=True)
 class ImageFrames:
-    """One image file per frame. ``native``: the size that every file must have."""
+    """One image file per frame.
+
+    ``native``: the size that every file must have; ``sized_by``: the file that says so, if any.
+    """
 
     paths: tuple[Path, ...]
     native: Size
+    sized_by: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 WHITE = (255, 255, 255)
@@ -80,10 +82,29 @@ def read_image(
     try:
         with Image.open(path) as image:
             image.load()
+            if image.format == "PNG":
+                _check_png(Path(path).read_bytes())
             pixels = _to_rgb(image, background)
     except _DECODE_ERRORS as error:
         raise _unreadable(path, error) from None
     return pixels if size is None else resize_image(pixels, size)
+
+
+def _check_png(data: bytes) -> None:
+    """Compares the chunks that make the picture with their checksums, as Pillow does in part.
+
+    Raises:
+        ValueError: a chunk is damaged.
+    """
+    at = 8
+    while at + 12 <= len(data):
+        (size,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
+        end = at + 8 + size
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+            (said,) = struct.unpack_from(">I", data, end) if end + 4 <= len(data) else (None,)
+            if said != zlib.crc32(data[at + 4 : end]):
+                raise ValueError(f"its chunk {kind.decode()} does not match its checksum")
+        at = end + 4
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
@@ -113,6 +134,8 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:
-    if not Path(path).exists():
+    if not os.path.exists(path):
         return UserError(f"{path}: no such image; restore it or remove it from the scene's lists")
-    return UserError(f"{path}: not a whole image ({error}); restore the file or extract it again")
+    return UserError(
+        f"{path}: not a whole image ({brief(error)}); restore the file or extract it again"
+    )

@@ -9,6 +9,7 @@ from 0 to 1.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from scene.cameras import Camera, camera_from_pose
 from scene.datasets.common import Capture, Shot, clip_frames, note, numbers, read_json
 from scene.frames import ImageFrames
 from scene.point_cloud import PointCloud, random_cloud, read_ply
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.images import SUFFIXES, check_image
 
 MARKER = "transforms_train.json"
@@ -120,9 +121,11 @@ def _find_image(path: Path, where: str, name: Any) -> Path:
     stem = path.parent / name
     candidates = [stem, *(stem.with_name(stem.name + suffix) for suffix in SUFFIXES)]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False also for names that no file can have
             return candidate
-    raise UserError(f"{where}: no image {stem} (nor with {', '.join(SUFFIXES)}); restore it")
+    raise UserError(
+        f"{where}: no image {brief(stem, 300)} (nor with {', '.join(SUFFIXES)}); restore it"
+    )
 
 
 def _intrinsics(where: str, entry: dict, size: tuple[int, int]) -> tuple[float, ...]:

@@ -26,9 +26,10 @@ def check_images(capture: Capture) -> None:
         for path in source.paths:
             size = check_image(path)
             if size != source.native:
+                by = f" by {source.sized_by}" if source.sized_by else ""
                 raise UserError(
                     f"{path}: is {size[0]} x {size[1]} where {source.native[0]} x "
-                    f"{source.native[1]} is expected; extract or export the frames again"
+                    f"{source.native[1]} is expected{by}; extract or export the frames again"
                 )
 
 

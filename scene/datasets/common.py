@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tokenize
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from arguments_MoDE.config import ModelParams
 from scene.cameras import Camera
 from scene.frames import FrameSource
 from scene.point_cloud import PointCloud
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 _NPZ_BUDGET = 4 << 30  # unpacked bytes
+# What numpy raises for damaged arrays; it reads their headers as Python text.
+_ARRAY_ERRORS = (OSError, ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not readable JSON ({error}); restore the file") from None
+        raise UserError(f"{path}: not readable JSON ({brief(error)}); restore the file") from None
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -88,8 +91,10 @@ def read_npy(path: Path) -> np.ndarray:
         return np.array(values, dtype=np.float64)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError) as error:
-        raise UserError(f"{path}: not an array of numbers ({error}); make it again") from None
+    except _ARRAY_ERRORS as error:
+        raise UserError(
+            f"{path}: not an array of numbers ({brief(error)}); make it again"
+        ) from None
 
 
 def read_npz(path: Path, key: str) -> np.ndarray:
@@ -106,10 +111,10 @@ def read_npz(path: Path, key: str) -> np.ndarray:
             return np.asarray(arrays[key]) + np.float32(0)  # objects and strings fail here
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
-    except (
-        OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path}: has no readable array {key!r} ({error}); make it again") from None
+    except (*_ARRAY_ERRORS, KeyError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: has no readable array {key!r} ({brief(error)}); make it again"
+        ) from None
 
 
 def numbers(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
@@ -120,7 +125,7 @@ def numbers(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     """
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = None
     if array is None or array.ndim != len(shape):
         found = "something else" if array is None else f"shape {array.shape}"

@@ -7,6 +7,7 @@ rgb in [0, 1].
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from arguments_MoDE.config import ModelParams
-from scene.cameras import Camera
+from scene.cameras import LARGEST, Camera
 from scene.datasets.checks import are_inverted
 from scene.datasets.common import (
     Capture,
@@ -43,6 +44,7 @@ class _Track:
     cameras: list[Camera]
     paths: list[Path]
     held_out: bool
+    meta: str  # name of the file that lists it
 
 
 def load(root: Path, model: ModelParams) -> Capture:
@@ -68,7 +70,8 @@ def load(root: Path, model: ModelParams) -> Capture:
         track = tracks[camera]
         first = track.cameras[0]
         paths = tuple(track.paths[:frame_count])
-        capture.sources.append(ImageFrames(paths, (first.width, first.height)))
+        size = (first.width, first.height)
+        capture.sources.append(ImageFrames(paths, size, track.meta))
         shots = capture.test if row in held_out else capture.train
         for index in range(frame_count):
             time = frame_time(index, frame_count, model.time_convention)
@@ -93,14 +96,14 @@ def _read_meta(
     meta = read_json(path)
     columns = _columns(path, meta)
     frames = clip_frames(len(columns["fn"]), model, path)
-    size = tuple(int(n) for n in numbers([meta["w"], meta["h"]], (2,), f"{path}: w, h"))
+    size = _size(path, meta)
     _refuse_faults(path, columns, frames, size, cloud)
     for position, frame in enumerate(frames):
         rows = zip(*(columns[key][frame] for key in ("cam_id", "fn", "k", "w2c")), strict=True)
         for camera_id, name, k, w2c in rows:
             if not isinstance(camera_id, int) or not isinstance(name, str):
                 raise UserError(f"{path}: frame {frame}: cam_id must be a number and fn a text")
-            track = tracks.setdefault(camera_id, _Track([], [], held_out))
+            track = tracks.setdefault(camera_id, _Track([], [], held_out, path.name))
             if track.held_out != held_out or len(track.cameras) != position:
                 raise UserError(
                     f"{path}: camera {camera_id} is listed twice or misses frame "
@@ -113,6 +116,13 @@ def _read_meta(
     if short:
         raise UserError(f"{path}: camera {short[0]} is not listed in every frame; add its rows")
     return len(frames)
+
+
+def _size(path: Path, meta: dict) -> tuple[int, int]:
+    width, height = numbers([meta["w"], meta["h"]], (2,), f"{path}: w, h").tolist()
+    if not (1 <= width <= 1e6 and 1 <= height <= 1e6 and width % 1 == height % 1 == 0):
+        raise UserError(f"{path}: w, h should be pixels but are {width:g}, {height:g}; repair them")
+    return int(width), int(height)
 
 
 def _columns(path: Path, meta: Any) -> dict[str, list]:
@@ -178,6 +188,7 @@ def _first_cameras(path: Path, columns: dict[str, list], frame: int, size: tuple
 
     matrices, k = table("w2c", (4, 4)), table("k", (3, 3))
     known = np.isfinite(matrices).all() and np.isfinite(k).all()
+    known = known and max(np.abs(matrices).max(initial=0), np.abs(k).max(initial=0)) < LARGEST
     if not known or (np.abs(np.linalg.det(matrices)) < 0.5).any() or (k[:, 0, 0] <= 0).any():
         return []
     return [
@@ -196,7 +207,7 @@ def _missing_frames(path: Path, columns: dict[str, list], frames: range) -> list
             if odd or frame in seen.setdefault(camera, set()):
                 return []  # worse than missing: it is named where the rows are read
             seen[camera].add(frame)
-            if not (image := path.parent / "ims" / name).is_file():
+            if not os.path.isfile(image := path.parent / "ims" / name):
                 absent.append((camera, frame, image))
     return _missing_rows(seen, frames) + _missing_images(absent)
 
