@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import lzma
 import sys
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,11 @@ from utils.errors import UserError, brief
 _NPZ_BUDGET = 4 << 30  # unpacked bytes
 # What numpy raises for damaged arrays; it reads their headers as Python text.
 _ARRAY_ERRORS = (OSError, ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError)
+# And for archives: damage, a missing member, other packing, a password.
+_ARCHIVE_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, MemoryError),
+    *(NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def read_npz(path: Path, key: str) -> np.ndarray:
             return np.asarray(arrays[key]) + np.float32(0)  # objects and strings fail here
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
-    except (*_ARRAY_ERRORS, KeyError, MemoryError, zipfile.BadZipFile) as error:
+    except (*_ARRAY_ERRORS, *_ARCHIVE_ERRORS) as error:
         raise UserError(
             f"{path}: has no readable array {key!r} ({brief(error)}); make it again"
         ) from None

@@ -285,6 +285,27 @@ def test_panoptic_cloud_without_points(panoptic, arrays):
     _refused(panoptic, "init_pt_cld.npz")
 
 
+@pytest.mark.parametrize("method", [b"\x07\x00", b"\x0e\x00", b"\x63\x00"])
+def test_panoptic_cloud_packed_in_another_way(panoptic, method):
+    path = panoptic / "init_pt_cld.npz"
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        at = data.rindex(signature) + offset
+        data[at : at + 2] = method
+    path.write_bytes(data)
+    _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
+
+
+def test_compressed_panoptic_cloud_with_a_wrong_byte(panoptic):
+    path = panoptic / "init_pt_cld.npz"
+    np.savez_compressed(path, data=np.random.default_rng(0).random((50, 7)))
+    data = bytearray(path.read_bytes())
+    for at in range(60, 120):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
+
+
 def test_panoptic_cloud_with_a_pickle_is_not_unpickled(panoptic):
     np.savez(panoptic / "init_pt_cld.npz", data=np.array([{"a": 1}], dtype=object))
     _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
