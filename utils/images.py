@@ -15,9 +15,12 @@ from utils.errors import UserError, brief
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 WHITE = (255, 255, 255)
+_PNG = b"\x89PNG\r\n\x1a\n"  # what a PNG begins with
 
 # What Pillow raises for files that are no images, are cut, or pretend to be enormous.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -41,6 +44,7 @@ def check_image(path: str | Path) -> tuple[int, int]:
     """
     path = Path(path)
     try:
+        _check_png(path, checksums=False)
         with Image.open(path) as image:
             size, kind = image.size, image.format
             if not _has_end_marker(path, kind):
@@ -80,31 +84,41 @@ def read_image(
         UserError: the file is missing, no image, or damaged.
     """
     try:
+        _check_png(Path(path), checksums=True)
         with Image.open(path) as image:
             image.load()
-            if image.format == "PNG":
-                _check_png(Path(path).read_bytes())
             pixels = _to_rgb(image, background)
     except _DECODE_ERRORS as error:
         raise _unreadable(path, error) from None
     return pixels if size is None else resize_image(pixels, size)
 
 
-def _check_png(data: bytes) -> None:
-    """Compares the chunks that make the picture with their checksums, as Pillow does in part.
+def _check_png(path: Path, *, checksums: bool) -> None:
+    """Looks at a PNG's chunks before Pillow does, which allocates whatever length a chunk claims.
+
+    Args:
+        path: of any file; one that is no PNG passes.
+        checksums: also read the chunks that make the picture; Pillow checks some of them only.
 
     Raises:
-        ValueError: a chunk is damaged.
+        ValueError: a chunk is longer than the file, or damaged.
     """
-    at = 8
-    while at + 12 <= len(data):
-        (size,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
-        end = at + 8 + size
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
-            (said,) = struct.unpack_from(">I", data, end) if end + 4 <= len(data) else (None,)
-            if said != zlib.crc32(data[at + 4 : end]):
-                raise ValueError(f"its chunk {kind.decode()} does not match its checksum")
-        at = end + 4
+    end, at = path.stat().st_size, len(_PNG)
+    with path.open("rb") as file:
+        if file.read(at) != _PNG:
+            return
+        while at + 12 <= end:  # length, kind, content, checksum
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            at += 12 + size
+            if at > end:
+                raise ValueError("one of its chunks is longer than the file")
+            if checksums and kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+                content = file.read(size)
+                if file.read(4) != struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))):
+                    raise ValueError(f"its chunk {kind.decode()} does not match its checksum")
+            if kind == b"IEND":
+                return
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:

@@ -440,6 +440,16 @@ def test_png_whose_checksum_does_not_match(frames, chunk):
         builders.load(frames).train[1].image()
 
 
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF, 100_000])
+def test_png_chunk_longer_than_the_file_costs_nothing(frames, length):
+    path = frames / "images" / "cam01" / "0001.png"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"IDAT")
+    data[at - 4 : at] = length.to_bytes(4, "big")
+    path.write_bytes(data)
+    _refused(frames, "cam01/0001.png: not a whole image .one of its chunks is longer")
+
+
 @pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), 64.5, 0, -64])
 def test_width_that_is_no_number_of_pixels(panoptic, value):
     builders.edit_json(panoptic / "train_meta.json", lambda m: m.update(w=value))
