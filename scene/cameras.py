@@ -12,6 +12,8 @@ from utils.errors import UserError
 
 # Largest deviation of R Rᵀ from the identity that passes as a rotation: files store 6 digits or so.
 _ROTATION_TOLERANCE = 1e-2
+_SHORTEST = 1e-3  # focal length, pixels; positive for all that a camera can be
+LARGEST = 1e9  # of a pose's or lens's numbers: float32 has room for what is made of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,11 @@ class Camera:
         w2c = self.world_to_camera.double().numpy()
         if not (np.isfinite(intrinsics).all() and np.isfinite(w2c).all()):
             raise UserError(f"{where} holds NaN or infinite numbers; repair or recompute its pose")
-        if min(self.width, self.height) < 1 or min(self.fx, self.fy) <= 0:
+        if max(np.abs(intrinsics).max(), np.abs(w2c).max()) > LARGEST:
+            raise UserError(
+                f"{where} holds numbers above {LARGEST:g}; repair or recompute its pose"
+            )
+        if min(self.width, self.height) < 1 or min(self.fx, self.fy) < _SHORTEST:
             raise UserError(
                 f"{where} has size {self.width} x {self.height} and focal lengths {self.fx:g}, "
                 f"{self.fy:g}; all of them must be positive"
@@ -146,8 +152,9 @@ def _validate_rotation(w2c: np.ndarray, where: str) -> None:
         raise UserError(f"{where}: its pose is not a rotation and a translation; recompute it")
     if np.linalg.det(rotation) < 0:
         raise UserError(
-            f"{where}: its pose mirrors the world (determinant -1); the file is in a left-handed "
-            "frame: negate one world axis, or export the poses right-handed with OpenCV axes"
+            f"{where}: its pose mirrors the world (determinant -1): the file's frame is "
+            "left-handed; negate one world axis, the same in all poses (a row of camera-to-world, "
+            "a column of world-to-camera) and in the cloud, or export again right-handed"
         )
 
 
@@ -168,7 +175,8 @@ def camera_from_pose(
     rotation, centre = pose[:3, :3].astype(np.float64), pose[:3, 3].astype(np.float64)
     w2c = np.eye(4)
     w2c[:3, :3] = rotation.T
-    w2c[:3, 3] = -rotation.T @ centre
+    with np.errstate(over="ignore", invalid="ignore"):  # validate() refuses what comes of it
+        w2c[:3, 3] = -rotation.T @ centre
     fx, fy, cx, cy = map(float, intrinsics)
     matrix = torch.from_numpy(w2c).float()
     return Camera(name, int(size[0]), int(size[1]), fx, fy, cx, cy, matrix)

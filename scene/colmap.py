@@ -7,14 +7,16 @@ names it; nothing is read that has no use here (feature tracks are stepped over)
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from scene.point_cloud import PointCloud, checked_cloud
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 NAMES = ("cameras", "images", "points3D")
 # Name and number of parameters of each model, in the order of the binary files' numbers.
@@ -87,11 +89,15 @@ class ColmapImage:
 
 @dataclass(frozen=True)
 class ColmapModel:
-    """What a model folder holds; ``images`` are in the order of their names."""
+    """What a model folder holds; ``images`` are in the order of their names.
+
+    ``paths`` are the three files, in the order of `NAMES`.
+    """
 
     cameras: dict[int, ColmapCamera]
     images: list[ColmapImage]
     points: PointCloud
+    paths: tuple[Path, ...] = ()
 
 
 def find_model(root: Path) -> Path | None:
@@ -112,7 +118,7 @@ def read_model(folder: Path) -> ColmapModel:
         UserError: a file is missing or damaged, or the files do not belong together.
     """
     cameras, images = read_poses(folder)
-    return ColmapModel(cameras, images, read_points(folder))
+    return ColmapModel(cameras, images, read_points(folder), tuple(_paths(folder)))
 
 
 def read_poses(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]]:
@@ -167,7 +173,7 @@ def _read(path: Path, reader):
         with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused
             return reader(data)
     except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy the model again") from None
+        raise UserError(f"{path}: damaged ({brief(error)}); copy the model again") from None
 
 
 # ---- binary -------------------------------------------------------------------------------------
@@ -196,6 +202,11 @@ class _Cursor:
             raise ValueError(f"claims {count} records, more than the file has room for")
         return count
 
+    def finish(self) -> None:
+        """The end is where the counts say that it is."""
+        if self.at != len(self.data):
+            raise ValueError(f"{len(self.data) - self.at} bytes follow the last record")
+
     def text(self) -> str:
         end = self.data.index(b"\0", self.at)
         text = self.data[self.at : end].decode("utf-8")
@@ -211,6 +222,7 @@ def _binary_cameras(data: bytes) -> dict[int, ColmapCamera]:
             raise ValueError(f"camera {number} has the unknown model {model}")
         name, count = MODELS[model]
         cameras[number] = ColmapCamera(name, width, height, cursor.take(f"{count}d"))
+    cursor.finish()
     return cameras
 
 
@@ -221,6 +233,7 @@ def _binary_images(data: bytes) -> list[ColmapImage]:
         name = cursor.text()
         cursor.skip(24 * cursor.count(24))
         images.append(ColmapImage(name, camera, tuple(pose[:4]), tuple(pose[4:])))
+    cursor.finish()
     return images
 
 
@@ -232,44 +245,75 @@ def _binary_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         values = cursor.take("Q3d3Bd")
         xyz[row], rgb[row] = values[1:4], values[4:7]
         cursor.skip(8 * cursor.count(8))
+    cursor.finish()
     return xyz, rgb
 
 
 # ---- text ---------------------------------------------------------------------------------------
 
 
-def _lines(data: bytes) -> list[str]:
-    """Without comments; empty lines stay, since an image may have no features."""
-    return [line for line in data.decode("utf-8").splitlines() if not line.startswith("#")]
+def _lines(data: bytes) -> tuple[list[str], int | None]:
+    """Lines without comments, and the number of records if the comments tell it, as COLMAP's do.
+
+    Empty lines stay, since an image may have no features.
+
+    Raises:
+        ValueError: a file of COLMAP's does not end with a whole line.
+    """
+    lines = data.decode("utf-8").splitlines()
+    said = (re.match(r"# Number of \w+: (\d{1,18})\b", line) for line in lines)
+    count = next((int(match[1]) for match in said if match), None)
+    if count is not None and not data.endswith(b"\n"):
+        raise ValueError("ends within a line")
+    return [line for line in lines if not line.startswith("#")], count
+
+
+def _check_count(found: int, count: int | None) -> None:
+    if count is not None and found != count:
+        raise ValueError(
+            f"a comment in it promises {count} and {found} follow; if it was edited, remove that"
+        )
 
 
 def _text_cameras(data: bytes) -> dict[int, ColmapCamera]:
     cameras = {}
-    for line in filter(str.strip, _lines(data)):
+    lines, count = _lines(data)
+    for line in filter(str.strip, lines):
         number, model, width, height, *params = line.split()
         if len(params) != _COUNTS[model]:
             raise ValueError(f"camera {number} has {len(params)} parameters for {model}")
         cameras[int(number)] = ColmapCamera(
             model, int(width), int(height), tuple(map(float, params))
         )
+    _check_count(len(cameras), count)
     return cameras
 
 
 def _text_images(data: bytes) -> list[ColmapImage]:
     images = []
-    lines = _lines(data)
+    lines, count = _lines(data)
     while lines and not lines[0].strip():
         lines.pop(0)
-    for line in lines[::2]:  # the other ones are features
+    for line, features in zip_longest(lines[::2], lines[1::2], fillvalue=""):
         if not line.strip():
             continue
         words = line.split(maxsplit=9)
         pose = tuple(map(float, words[1:8]))
         images.append(ColmapImage(words[9].strip(), int(words[8]), pose[:4], pose[4:]))
+        if len(features.split()) % 3:
+            raise ValueError(f"the features of {images[-1].name} are not x, y, point each")
+    _check_count(len(images), count)
     return images
 
 
 def _text_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    rows = [line.split(maxsplit=7)[1:7] for line in filter(str.strip, _lines(data))]
-    table = np.array(rows, dtype=np.float64).reshape(len(rows), 6)
-    return table[:, :3].astype(np.float32), table[:, 3:].clip(0, 255).astype(np.uint8)
+    lines, count = _lines(data)
+    rows = [line.split() for line in filter(str.strip, lines)]
+    for number, row in enumerate(rows):
+        if len(row) < 8 or len(row) % 2:
+            raise ValueError(f"point {number} is not id, xyz, rgb, error and pairs of its track")
+    table = np.array([row[1:7] for row in rows], dtype=np.float64).reshape(len(rows), 6)
+    if not ((table[:, 3:] >= 0) & (table[:, 3:] <= 255)).all():
+        raise ValueError("holds colours that are not from 0 to 255")
+    _check_count(len(rows), count)
+    return table[:, :3].astype(np.float32), table[:, 3:].astype(np.uint8)

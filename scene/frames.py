@@ -55,11 +55,13 @@ class ImageFrames:
         paths: the files.
         native: the size that every file must have.
         masks: which pixels count: none, one image for all frames, or one (or None) per frame.
+        sized_by: the file that says the size, if any, for messages.
     """
 
     paths: tuple[Path, ...]
     native: Size
     masks: tuple[Path | None, ...] = ()
+    sized_by: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.files import atomic_file
 
 _TYPES = {
@@ -26,6 +26,7 @@ _NAMES = {"i1": "char", "u1": "uchar", "i2": "short", "u2": "ushort", "i4": "int
 _NAMES |= {"f4": "float", "f8": "double"}
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HEADER_BUDGET = 1 << 18  # bytes; a Gaussian cloud with a few hundred properties needs 10 kB
+_FARTHEST = 1e12  # coordinate, world units: squares of it and of differences fit float32
 _COLOURS = (
     ("red", "green", "blue"),
     ("r", "g", "b"),
@@ -82,7 +83,8 @@ def read_ply(path: str | Path) -> PointCloud:
     missing = [axis for axis in "xyz" if axis not in vertices]
     if missing:
         raise UserError(f"{path}: has no vertex property {missing[0]!r}; it is not a point cloud")
-    xyz = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused
+        xyz = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float32)
     return checked_cloud(path, xyz, colours_of(vertices, len(xyz)))
 
 
@@ -97,9 +99,14 @@ def checked_cloud(path: str | Path, xyz: np.ndarray, rgb: np.ndarray) -> PointCl
             f"{path}: holds no points; make it again, for example from COLMAP's dense cloud, "
             "thinned to some 100,000 points"
         )
-    if not np.isfinite(xyz).all():
-        bad = int((~np.isfinite(xyz).all(axis=1)).sum())
+    bad = int((~np.isfinite(xyz).all(axis=1)).sum())
+    if bad:
         raise UserError(f"{path}: {bad} of {len(xyz)} points are not finite; remove them")
+    far = int((np.abs(xyz) > _FARTHEST).any(axis=1).sum())
+    if far:
+        raise UserError(
+            f"{path}: {far} of {len(xyz)} points have coordinates above {_FARTHEST:g}; remove them"
+        )
     return PointCloud(xyz, rgb)
 
 
@@ -179,7 +186,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[str, list[_Element]]:
 
 def _parse_element(path: Path, words: list[str]) -> _Element:
     if len(words) != 3 or not words[2].isdigit() or len(words[2]) > 18:
-        raise _fault(path, f"header line {' '.join(words)!r} is not understood")
+        raise _fault(path, f"header line {brief(' '.join(words), 60)!r} is not understood")
     return _Element(words[1], int(words[2]))
 
 
@@ -187,11 +194,11 @@ def _parse_property(path: Path, words: list[str], elements: list[_Element]) -> N
     is_list = len(words) == 5 and words[1] == "list"
     types = words[2:4] if is_list else words[1:2]
     if not elements or len(words) != (5 if is_list else 3) or any(t not in _TYPES for t in types):
-        raise _fault(path, f"header line {' '.join(words)!r} is not understood")
+        raise _fault(path, f"header line {brief(' '.join(words), 60)!r} is not understood")
     codes = [_TYPES[t] for t in types]
     count_dtype = codes[0] if is_list else None
     if count_dtype and count_dtype.startswith("f"):
-        raise _fault(path, f"header line {' '.join(words)!r} counts with fractions")
+        raise _fault(path, f"header line {brief(' '.join(words), 60)!r} counts with fractions")
     elements[-1].properties.append(_Property(words[-1], codes[-1], count_dtype))
 
 
@@ -213,6 +220,8 @@ def _read_binary(
         else:
             rows, offset = _fixed_rows(path, data, offset, order, element)
         if element.name == "vertex":
+            if element is elements[-1] and data[offset:].tobytes().strip():
+                raise _fault(path, f"goes on for {len(data) - offset} bytes after the last row")
             return {name: np.ascontiguousarray(rows[name]) for name in rows}
     raise _fault(path, "has no element 'vertex'")
 
@@ -276,8 +285,21 @@ def _read_ascii(
         if wanted:
             scalars = [p for p in element.properties if not p.count_dtype]
             table = np.array(rows, dtype=np.float64).reshape(len(rows), len(scalars))
-            return {p.name: table[:, i].astype(p.dtype) for i, p in enumerate(scalars)}
+            if element is elements[-1] and any(line.strip() for line in file):
+                raise _fault(path, f"goes on after {element.count} vertex rows")
+            return {p.name: _typed(path, table[:, i], p) for i, p in enumerate(scalars)}
     raise _fault(path, "has no element 'vertex'")
+
+
+def _typed(path: Path, values: np.ndarray, wanted: _Property) -> np.ndarray:
+    """Numbers that were read as float64 as the type that the header declares."""
+    dtype = np.dtype(wanted.dtype)
+    if dtype.kind in "iu" and len(values):
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if not ((values >= low) & (values <= high)).all():
+            raise _fault(path, f"has values of {wanted.name} that are no {_NAMES[wanted.dtype]}")
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused where it matters
+        return values.astype(dtype)
 
 
 def _parse_row(path: Path, words: list[bytes], element: _Element) -> list[float]:

@@ -6,9 +6,33 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+_LONGEST = 1200  # characters of a message
+
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line: the file or flag, and the remedy."""
+    """Something the user can mend; the message is one line: the file or flag, and the remedy.
+
+    What damaged files bring into a message (line breaks, control characters, pages of text) is
+    taken out or cut in the middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_cut(_one_line(message), _LONGEST))
+
+
+def brief(said: object, most: int = 160) -> str:
+    """What a library or a damaged file says, as a part of a message."""
+    return _cut(_one_line(str(said)), most)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[: 2 * most // 3]} ... {text[len(text) - most // 3 :]}"
 
 
 def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 WHITE = (255, 255, 255)
+_PNG = b"\x89PNG\r\n\x1a\n"  # what a PNG begins with
 
 # What Pillow raises for files that are no images, are cut, or pretend to be enormous.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -39,6 +44,7 @@ def check_image(path: str | Path) -> tuple[int, int]:
     """
     path = Path(path)
     try:
+        _check_png(path, checksums=False)
         with Image.open(path) as image:
             size, kind = image.size, image.format
             if not _has_end_marker(path, kind):
@@ -78,6 +84,7 @@ def read_image(
         UserError: the file is missing, no image, or damaged.
     """
     try:
+        _check_png(Path(path), checksums=True)
         with Image.open(path) as image:
             image.load()
             pixels = _to_rgb(image, background)
@@ -93,6 +100,32 @@ def read_mask(path: str | Path) -> np.ndarray:
         UserError: the file is missing, no image, or damaged.
     """
     return np.array(Image.fromarray(read_image(path, background=(0, 0, 0))).convert("L"))
+def _check_png(path: Path, *, checksums: bool) -> None:
+    """Looks at a PNG's chunks before Pillow does, which allocates whatever length a chunk claims.
+
+    Args:
+        path: of any file; one that is no PNG passes.
+        checksums: also read the chunks that make the picture; Pillow checks some of them only.
+
+    Raises:
+        ValueError: a chunk is longer than the file, or damaged.
+    """
+    end, at = path.stat().st_size, len(_PNG)
+    with path.open("rb") as file:
+        if file.read(at) != _PNG:
+            return
+        while at + 12 <= end:  # length, kind, content, checksum
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            at += 12 + size
+            if at > end:
+                raise ValueError("one of its chunks is longer than the file")
+            if checksums and kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+                content = file.read(size)
+                if file.read(4) != struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))):
+                    raise ValueError(f"its chunk {kind.decode()} does not match its checksum")
+            if kind == b"IEND":
+                return
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
@@ -122,6 +155,8 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:
-    if not Path(path).exists():
+    if not os.path.exists(path):
         return UserError(f"{path}: no such image; restore it or remove it from the scene's lists")
-    return UserError(f"{path}: not a whole image ({error}); restore the file or extract it again")
+    return UserError(
+        f"{path}: not a whole image ({brief(error)}); restore the file or extract it again"
+    )

@@ -11,6 +11,7 @@ from scene.cameras import Camera
 from scene.datasets.common import Capture, Shot, frame_time, note
 from scene.frames import FrameSource, ImageFrames, Size, VideoFrames
 from utils import images, video
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def probe(path: Path) -> Clip:
     """
     if path.is_dir():
         files = images.list_images(path)
+        if not files:
+            raise UserError(f"{path}: a folder without images where a video is due; restore it")
         return Clip(path, images.check_image(files[0]), len(files))
     if path.suffix.lower() in images.SUFFIXES:
         return Clip(path, images.check_image(path), 1)

@@ -41,9 +41,9 @@ def load(root: Path, model: ModelParams) -> Capture:
     every = range(0, len(names), model.llffhold) if model.llffhold else ()
     default = list(every) if len(names) > 1 else []
     held_out = set(choose_cameras(model.test_cameras, names, default))
-    capture = Capture("colmap", names, len(images), colmap.points, folder)
+    capture = Capture("colmap", names, len(images), colmap.points, colmap.paths[1])
     for row, image in enumerate(images):
-        camera, path = _camera(colmap, image, pictures, root, folder)
+        camera, path = _camera(colmap, image, pictures, root)
         capture.sources.append(ImageFrames((path,), (camera.width, camera.height)))
         time = frame_time(row, len(images), model.time_convention)
         shots = capture.test if row in held_out else capture.train
@@ -62,24 +62,30 @@ def _images_folder(root: Path, name: str) -> Path:
 
 
 def _camera(
-    colmap: ColmapModel, image: ColmapImage, pictures: Path, root: Path, folder: Path
+    colmap: ColmapModel, image: ColmapImage, pictures: Path, root: Path
 ) -> tuple[Camera, Path]:
     """The camera at the size of its photo on disk, and the photo."""
-    lens = colmap.cameras[image.camera_id]
+    lens, cameras_file = colmap.cameras[image.camera_id], colmap.paths[0]
     intrinsics = lens.pinhole()
     if intrinsics is None:
         raise UserError(
-            f"{folder}: camera {image.camera_id} is a distorted {lens.model}; undistort with: "
-            f"colmap image_undistorter --image_path {pictures} --input_path {folder} "
-            f"--output_path {root}_undistorted"
+            f"{cameras_file}: camera {image.camera_id} is a distorted {lens.model}; undistort "
+            "with: colmap image_undistorter"
+            f" --image_path {pictures} --input_path {cameras_file.parent}"
+            f" --output_path {root}_undistorted"
         )
     path = _photo(pictures, image.name)
     width, height = check_image(path)
     sx, sy = width / max(lens.width, 1), height / max(lens.height, 1)
+    if abs(width - lens.width * sy) > 2 and abs(height - lens.height * sx) > 2:
+        raise UserError(
+            f"{path}: is {width} x {height}, which is no scaled {lens.width} x {lens.height} as "
+            f"{cameras_file} says; restore the photo or the model"
+        )
     fx, fy, cx, cy = intrinsics
     scaled = (fx * sx, fy * sy, cx * sx, cy * sy)
     camera = camera_from_pose(image.name, (width, height), scaled, image.camera_to_world())
-    return camera.validate(folder), path
+    return camera.validate(f"{cameras_file} or {colmap.paths[1].name}"), path
 
 
 def _photo(pictures: Path, name: str) -> Path:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import lzma
 import sys
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +19,16 @@ from arguments_MoDE.config import ModelParams
 from scene.cameras import Camera
 from scene.frames import FrameSource
 from scene.point_cloud import PointCloud
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 _NPZ_BUDGET = 4 << 30  # unpacked bytes
+# What numpy raises for damaged arrays; it reads their headers as Python text.
+_ARRAY_ERRORS = (OSError, ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError)
+# And for archives: damage, a missing member, other packing, a password.
+_ARCHIVE_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, MemoryError),
+    *(NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not readable JSON ({error}); restore the file") from None
+        raise UserError(f"{path}: not readable JSON ({brief(error)}); restore the file") from None
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -88,8 +98,10 @@ def read_npy(path: Path) -> np.ndarray:
         return np.array(values, dtype=np.float64)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError) as error:
-        raise UserError(f"{path}: not an array of numbers ({error}); make it again") from None
+    except _ARRAY_ERRORS as error:
+        raise UserError(
+            f"{path}: not an array of numbers ({brief(error)}); make it again"
+        ) from None
 
 
 def read_npz(path: Path, key: str) -> np.ndarray:
@@ -102,14 +114,14 @@ def read_npz(path: Path, key: str) -> np.ndarray:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > _NPZ_BUDGET:
                 raise ValueError("it would unpack to more than 4 GiB")
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays, np.errstate(invalid="ignore"):
             return np.asarray(arrays[key]) + np.float32(0)  # objects and strings fail here
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
-    except (
-        OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path}: has no readable array {key!r} ({error}); make it again") from None
+    except (*_ARRAY_ERRORS, *_ARCHIVE_ERRORS) as error:
+        raise UserError(
+            f"{path}: has no readable array {key!r} ({brief(error)}); make it again"
+        ) from None
 
 
 def numbers(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

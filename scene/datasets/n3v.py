@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from arguments_MoDE.config import ModelParams
-from scene.cameras import Camera, camera_from_pose
+from scene.cameras import LARGEST, Camera, camera_from_pose
 from scene.colmap import find_model
 from scene.datasets.clips import add_rig, common_length, find_cameras, probe
 from scene.datasets.common import Capture, choose_cameras, clip_frames, read_npy
@@ -85,14 +85,18 @@ def row_camera(name: str, row: np.ndarray, size: tuple[int, int]) -> Camera:
     down, right, back, centre = llff[:, :4].T
     height, width, focal = llff[:, 4]
     pose = np.stack([right, down, -back, centre], axis=1)  # (3, 4), OpenCV axes
-    sx, sy = (size[0] / width, size[1] / height) if min(width, height) > 0 else (np.nan, np.nan)
+    if min(width, height) < 1:
+        width = height = np.nan  # which Camera.validate refuses
+    sx, sy = size[0] / width, size[1] / height
+    if abs(focal) > LARGEST:
+        focal = np.inf  # likewise
     return camera_from_pose(name, size, (focal * sx, focal * sy, size[0] / 2, size[1] / 2), pose)
 
 
 def _focus_depth(bounds: np.ndarray) -> float | None:
     """Where LLFF's path looks: three quarters of the way, in disparity, between near and far."""
-    near, far = 0.9 * bounds[:, 0].min(), 5.0 * bounds[:, 1].max()
-    if not 0 < near < far:
+    near, far = 0.9 * bounds[:, 0].min(), 5.0 * min(bounds[:, 1].max(), 1e9)
+    if not 1e-9 < near < far:
         return None
     return 1.0 / (0.25 / near + 0.75 / far)
 

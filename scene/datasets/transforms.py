@@ -8,6 +8,7 @@ Poses are camera-to-world with OpenGL axes (y up, looking along -z). Intrinsics 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scene.cameras import camera_from_pose
 from scene.colmap import LARGEST
 from scene.datasets.common import numbers, read_json
 from scene.datasets.pictures import Picture
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.images import SUFFIXES, check_image
 
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # flips the camera's own y and z axes
@@ -71,9 +72,11 @@ def _find_image(path: Path, where: str, name: Any) -> Path:
     stem = path.parent / name
     candidates = [stem, *(stem.with_name(stem.name + suffix) for suffix in SUFFIXES)]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False also for names that no file can have
             return candidate
-    raise UserError(f"{where}: no image {stem} (nor with {', '.join(SUFFIXES)}); restore it")
+    raise UserError(
+        f"{where}: no image {brief(stem, 300)} (nor with {', '.join(SUFFIXES)}); restore it"
+    )
 
 
 def _intrinsics(where: str, entry: dict, size: tuple[int, int]) -> tuple[float, ...]:

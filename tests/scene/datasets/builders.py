@@ -320,16 +320,17 @@ def _write_colmap_binary(folder: Path, lenses, poses, points: PointCloud, model:
 
 
 def _write_colmap_text(folder: Path, lenses, poses, points: PointCloud, model: str) -> None:
-    lines = ["# Camera list"]
+    lines = ["# Camera list", f"# Number of cameras: {len(lenses)}"]
     for i, lens in enumerate(lenses):
         lines.append(" ".join(map(str, (i + 1, model, *SIZE, *lens))))
     (folder / "cameras.txt").write_text("\n".join(lines) + "\n")
     lines = ["# Image list with two lines of data per image:"]
+    lines.append(f"# Number of images: {len(poses)}, mean observations per image: 1")
     for i, (name, (quaternion, translation)) in enumerate(poses):
         lines.append(" ".join(map(str, (i + 1, *quaternion, *translation, i + 1, name))))
         lines.append("" if i % 2 else "1.0 2.0 -1")
     (folder / "images.txt").write_text("\n".join(lines) + "\n")
-    lines = ["# 3D point list"]
+    lines = ["# 3D point list", f"# Number of points: {len(points)}, mean track length: 2"]
     for i, (xyz, rgb) in enumerate(zip(points.xyz, points.rgb, strict=True)):
         lines.append(" ".join(map(str, (i, *xyz, *rgb, 0.5, 1, 0, 2, 0))))
     (folder / "points3D.txt").write_text("\n".join(lines) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import builders
 import numpy as np
@@ -285,9 +286,273 @@ def test_panoptic_cloud_without_points(panoptic, arrays):
     _refused(panoptic, "init_pt_cld.npz")
 
 
+@pytest.mark.parametrize("method", [b"\x07\x00", b"\x0e\x00", b"\x63\x00"])
+def test_panoptic_cloud_packed_in_another_way(panoptic, method):
+    path = panoptic / "init_pt_cld.npz"
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        at = data.rindex(signature) + offset
+        data[at : at + 2] = method
+    path.write_bytes(data)
+    _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
+
+
+def test_compressed_panoptic_cloud_with_a_wrong_byte(panoptic):
+    path = panoptic / "init_pt_cld.npz"
+    np.savez_compressed(path, data=np.random.default_rng(0).random((50, 7)))
+    data = bytearray(path.read_bytes())
+    for at in range(60, 120):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
+
+
 def test_panoptic_cloud_with_a_pickle_is_not_unpickled(panoptic):
     np.savez(panoptic / "init_pt_cld.npz", data=np.array([{"a": 1}], dtype=object))
     _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
+
+
+# What damaged bytes brought to light (fuzzing.py)
+
+
+@pytest.fixture
+def colmap(tmp_path):
+    builders.colmap_scene(tmp_path, frames=3)
+    return tmp_path
+
+
+@pytest.fixture
+def colmap_text(tmp_path):
+    builders.colmap_scene(tmp_path, frames=3, binary=False)
+    return tmp_path
+
+
+def _edit(path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+def _edit_word(path, row: int, word: int, new: str) -> None:
+    """Changes one word of a line that is no comment."""
+    lines = path.read_text().splitlines()
+    at = [i for i, line in enumerate(lines) if not line.startswith("#")][row]
+    words = lines[at].split()
+    words[word] = new
+    lines[at] = " ".join(words)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("file", ["poses_bounds.npy", "init_pt_cld.npz"])
+def test_array_whose_header_has_no_end(file, request):
+    root = request.getfixturevalue("n3v" if file.endswith("npy") else "panoptic")
+    if file.endswith("npz"):
+        np.savez(root / file, data=np.zeros((2, 7)))
+    data = (root / file).read_bytes()
+    at = data.index(b"'shape'")
+    (root / file).write_bytes(data[:at] + b" " * 20 + data[at + 20 :])
+    _refused(root, file)
+
+
+@pytest.mark.parametrize("size", [1e-310, 0.1, np.nextafter(0, 1)])
+def test_image_size_in_the_poses_that_is_none(n3v, size):
+    rows = np.load(n3v / "poses_bounds.npy")
+    rows[1, 4] = size
+    np.save(n3v / "poses_bounds.npy", rows)
+    _refused(n3v, "poses_bounds.npy: camera cam01 holds NaN")
+
+
+@pytest.mark.parametrize("bounds", [(1e-310, 1e308), (1e-310, 1.0), (-1.0, 1.0), (1.0, 1e308)])
+def test_bounds_that_overflow_leave_a_camera_path(n3v, bounds):
+    rows = np.load(n3v / "poses_bounds.npy")
+    rows[:, 15:] = bounds
+    np.save(n3v / "poses_bounds.npy", rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        path = builders.load(n3v).video
+    assert all(view.camera.world_to_camera.isfinite().all() for view in path)
+
+
+@pytest.mark.parametrize("value", [1e12, -1e30, 1e38])
+def test_pose_too_large_for_float32(n3v, value):
+    rows = np.load(n3v / "poses_bounds.npy")
+    rows[1, 3] = value
+    np.save(n3v / "poses_bounds.npy", rows)
+    _refused(n3v, r"poses_bounds.npy: camera cam01 holds numbers above 1e\+09")
+
+
+def test_folder_in_the_place_of_a_video(n3v):
+    (n3v / "cam01.mp4").unlink()
+    (n3v / "cam01.mp4").mkdir()
+    _refused(n3v, "cam01.mp4: a folder without images")
+
+
+def test_video_whose_metadata_is_no_text_is_read(n3v):
+    before = builders.load(n3v).train[0].image().clone()
+    for name in ("cam00.mp4", "cam01.mp4"):
+        _edit(n3v / name, b"Lavf", b"L\xff\xfef")
+    assert (builders.load(n3v).train[0].image() == before).all()
+
+
+@pytest.mark.parametrize("count", [1, 20, 199])
+@pytest.mark.parametrize("ascii_ply", [True, False])
+def test_cloud_with_more_rows_than_it_says(blender, count, ascii_ply):
+    path = blender / "fused.ply"
+    if ascii_ply:
+        _write_ascii(path)
+    _edit(path, b"element vertex 200\n", f"element vertex {count}\n".encode())
+    _refused(blender, "fused.ply: goes on .*after")
+
+
+def _write_ascii(path, colour: object = 7) -> None:
+    cloud = builders.cloud()
+    lines = ["ply", "format ascii 1.0", f"element vertex {len(cloud)}"]
+    lines += [f"property float {axis}" for axis in "xyz"]
+    lines += [f"property uchar {name}" for name in ("red", "green", "blue")] + ["end_header"]
+    lines += [" ".join(map(str, (*row, 1, 2, colour))) for row in cloud.xyz.tolist()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("colour", ["nan", "inf", "1e30", "-1", "256"])
+def test_ascii_colours_that_do_not_fit_their_type(blender, colour):
+    _write_ascii(blender / "fused.ply")
+    assert (builders.load(blender).points.rgb == [1, 2, 7]).all()
+    _write_ascii(blender / "fused.ply", colour)
+    _refused(blender, "fused.ply: has values of blue that are no uchar")
+
+
+def test_points_beyond_float32(n3v):
+    cloud = builders.cloud()
+    cloud.xyz[3, 1] = 1e30
+    write_ply(n3v / "points3D_downsample.ply", cloud)
+    _refused(n3v, "points3D_downsample.ply: 1 of 200 points have coordinates above")
+
+
+@pytest.mark.parametrize("chunk", [b"IDAT", b"IHDR"])
+def test_png_whose_checksum_does_not_match(frames, chunk):
+    path = frames / "images" / "cam01" / "0001.png"
+    data = bytearray(path.read_bytes())
+    at = data.index(chunk)
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    data[end] ^= 1  # of the checksum itself
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="cam01/0001.png: not a whole image"):
+        builders.load(frames).train[1].image()
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF, 100_000])
+def test_png_chunk_longer_than_the_file_costs_nothing(frames, length):
+    path = frames / "images" / "cam01" / "0001.png"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"IDAT")
+    data[at - 4 : at] = length.to_bytes(4, "big")
+    path.write_bytes(data)
+    _refused(frames, "cam01/0001.png: not a whole image .one of its chunks is longer")
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), 64.5, 0, -64])
+def test_width_that_is_no_number_of_pixels(panoptic, value):
+    builders.edit_json(panoptic / "train_meta.json", lambda m: m.update(w=value))
+    _refused(panoptic, "train_meta.json: w, h should be")
+
+
+def test_width_of_one_file_that_the_images_do_not_have_names_that_file(panoptic):
+    builders.edit_json(panoptic / "test_meta.json", lambda m: m.update(w=65))
+    _refused(panoptic, "is 64 x 48 where 65 x 48 is expected by test_meta.json")
+
+
+@pytest.mark.parametrize("key", ["w2c", "k"])
+def test_number_that_no_float_holds(panoptic, key):
+    def change(meta: dict) -> None:
+        meta[key][0][0][1][1] = 10**400
+
+    builders.edit_json(panoptic / "train_meta.json", change)
+    _refused(panoptic, f"train_meta.json: frame 0, camera 0: {key}")
+
+
+@pytest.mark.parametrize("name", ["y" * 5000, "a\0b", "two\nlines", "../../nowhere"])
+@pytest.mark.parametrize("kind", ["blender", "panoptic"])
+def test_image_name_that_no_file_can_have(kind, name, request):
+    def change(meta: dict) -> None:
+        if kind == "blender":
+            _first(meta)["file_path"] = name
+        else:
+            meta["fn"][0][0] = name
+
+    root = request.getfixturevalue(kind)
+    file = "transforms_train.json" if kind == "blender" else "train_meta.json"
+    builders.edit_json(root / file, change)
+    _refused(root, rf"{file}: .*(no image|no such image)")
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+def test_bytes_after_the_last_record(colmap, name):
+    path = colmap / "sparse" / "0" / f"{name}.bin"
+    path.write_bytes(path.read_bytes() + b"\0")
+    _refused(colmap, f"{name}.bin: damaged .1 bytes follow the last record")
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+@pytest.mark.parametrize("lines", [1, 2])
+def test_text_model_cut_after_a_line(colmap_text, name, lines):
+    path = colmap_text / "sparse" / "0" / f"{name}.txt"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[: -lines * (2 if name == "images" else 1)]))
+    _refused(colmap_text, f"{name}.txt")
+
+
+@pytest.mark.parametrize("name", ["cameras", "images"])
+def test_text_model_cut_within_its_last_number(colmap_text, name):
+    path = colmap_text / "sparse" / "0" / f"{name}.txt"
+    path.write_bytes(path.read_bytes().rstrip()[:-1])
+    _refused(colmap_text, f"{name}.txt: damaged .ends within a line")
+
+
+def test_text_model_without_comments_may_end_without_a_newline(colmap_text):
+    for path in (colmap_text / "sparse" / "0").iterdir():
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        path.write_text("\n".join(lines))
+    assert len(builders.load(colmap_text).points) == 200
+
+
+@pytest.mark.parametrize("value", ["nan", "256", "-1", "1e9"])
+def test_text_colours_that_are_none(colmap_text, value):
+    _edit_word(colmap_text / "sparse" / "0" / "points3D.txt", 5, 4, value)
+    _refused(colmap_text, "points3D.txt: damaged .*colours")
+
+
+def test_row_of_text_points_without_its_error(colmap_text):
+    path = colmap_text / "sparse" / "0" / "points3D.txt"
+    rows = path.read_text().splitlines()
+    rows[-1] = " ".join(rows[-1].split()[:7])
+    path.write_text("\n".join(rows) + "\n")
+    _refused(colmap_text, "points3D.txt: damaged .point 199 is not")
+
+
+def test_features_and_poses_out_of_step(colmap_text):
+    path = colmap_text / "sparse" / "0" / "images.txt"
+    rows = path.read_text().splitlines()
+    rows[3] += " 4.0"
+    path.write_text("\n".join(rows) + "\n")
+    _refused(colmap_text, "images.txt: damaged .the features of 0000.png")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "1e-300", "1e300"])
+def test_senseless_focal_length_names_the_file_of_the_cameras(colmap_text, value):
+    _edit_word(colmap_text / "sparse" / "0" / "cameras.txt", 1, 4, value)
+    _refused(colmap_text, "cameras.txt or images.txt: camera 0001.png")
+
+
+def test_photo_of_another_shape_than_its_camera(colmap):
+    builders.save(colmap / "images" / "0001.png", np.zeros((32, 64, 3), np.uint8))
+    _refused(colmap, "0001.png: is 64 x 32, which is no scaled 64 x 48 .*cameras.bin")
+
+
+def test_pages_of_damage_do_not_fill_the_screen(blender):
+    _edit(blender / "fused.ply", b"property float y\n", b"property " + 9000 * b"\1\2 " + b"y\n")
+    with pytest.raises(UserError, match="fused.ply") as error:
+        builders.load(blender)
+    assert len(str(error.value)) < 500 and str(error.value).isprintable()
 
 
 # Settings

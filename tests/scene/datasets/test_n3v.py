@@ -117,7 +117,7 @@ def test_video_path_is_a_spiral_through_the_clip(tmp_path):
 def test_llff_axes_agree_with_colmap_on_a_real_scene(shared_data):
     """Five cameras of a real kitchen: the two files' poses differ by one similarity only."""
     folder = shared_data / "n3v_stills"
-    ours = np.stack([_pose(row) for row in n3v._read_rows(folder / "poses_bounds.npy")])
+    ours = np.stack([_pose(row) for row in n3v.read_rows(folder / "poses_bounds.npy")])
     colmap = _colmap_poses(folder / "sparse" / "0" / "images.bin")
     turn = _nearest_rotation(
         sum(c[:3, :3] @ o[:3, :3].T for c, o in zip(colmap, ours, strict=True))
@@ -134,7 +134,7 @@ def test_llff_axes_agree_with_colmap_on_a_real_scene(shared_data):
 
 
 def _pose(row: np.ndarray) -> np.ndarray:
-    camera = n3v._camera("c", row, (1352, 1014)).validate("poses_bounds.npy")
+    camera = n3v.row_camera("c", row, (1352, 1014)).validate("poses_bounds.npy")
     return np.linalg.inv(camera.world_to_camera.double().numpy())
 
 
