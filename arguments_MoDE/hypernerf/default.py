@@ -1,12 +1,11 @@
 """HyperNeRF's four vrig scenes: a pair of cameras that is carried around.
 
 MoDE publishes no recipe for them: 4DGaussians' values for HyperNeRF, E-D3DGS's for the embedding
-expert, and the router's of MoDE for Neural 3D Video scaled to the shorter run. What is read is
-half of the photographs' size (536x960), as published. Not trained yet.
+expert, and the router's of MoDE for Neural 3D Video scaled to the shorter run. Not trained yet.
 """
 
 ModelParams = dict(
-    resolution=2,  # half of the photographs' size, the folder `rgb/2x`
+    resolution=1,  # `rgb/2x` as it is: half of the photographs' size
     duration=0,  # the whole clip, 164 to 513 moments
     time_convention="full",  # the files give times; this is for the camera path
 )

@@ -1,6 +1,6 @@
 """HyperNeRF's scenes without a GPU: an hour or so of one core. Not trained yet.
 
-Gives up, against `default.py`: half of the width and height (268x480), two thirds of the
+Gives up, against `default.py`: half of the width and height, two thirds of the
 iterations, the finer levels of planes, Gaussians beyond 30,000, view-dependent colours above degree
 1, and one of the embedding expert's two networks. As for the D-NeRF scenes on a CPU, rates of the
 networks are higher and heads start at zero.
@@ -9,7 +9,7 @@ networks are higher and heads start at zero.
 _base_ = "default.py"
 
 ModelParams = dict(
-    resolution=4,  # full: 2
+    resolution=2,  # full: 1
     sh_degree=1,  # full: 3
     max_points=20000,  # full: all
 )
