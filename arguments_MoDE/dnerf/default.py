@@ -47,5 +47,9 @@ ModelHiddenParams = dict(
 )
 
 ModelEmbParams = dict(
+    # ours: E-D3DGS has no D-NeRF recipe; as many rows as the planes, a fifth of them at the start,
+    # which is what it has elsewhere
+    emb_min_embeddings=15,
+    emb_max_embeddings=75,
     emb_c2f_temporal_iter=13000,  # ours: two thirds of the run, as for Neural 3D Video
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import train_emb
 import train_hash
 from arguments_MoDE.cli import parse_training
 from arguments_MoDE.config import Config
@@ -25,6 +26,40 @@ SCENES = (
     "flame_steak",
     "sear_steak",
 )
+# Data set -> its scenes, each with a recipe for both families.
+SETS = {
+    "technicolor": ("birthday", "fabien", "painter", "theater", "train"),
+    "hypernerf": ("broom2", "3dprinter", "chicken", "banana"),
+    "dnerf": (
+        "bouncingballs",
+        "hellwarrior",
+        "hook",
+        "jumpingjacks",
+        "lego",
+        "mutant",
+        "standup",
+        "trex",
+    ),
+    "panoptic": ("basketball", "boxes", "football", "juggle", "softball", "tennis"),
+}
+SCENE_RECIPES = [(kind, scene) for kind, scenes in SETS.items() for scene in scenes]
+DURATIONS = {"technicolor": 50, "hypernerf": 0, "dnerf": 300, "panoptic": 150}
+TIME_ROWS = {  # of HexPlane: about half of the frames
+    "technicolor/birthday": 25,
+    "hypernerf/broom2": 100,
+    "hypernerf/3dprinter": 100,
+    "hypernerf/chicken": 80,
+    "hypernerf/banana": 250,
+    "dnerf/bouncingballs": 75,
+    "dnerf/hellwarrior": 50,
+    "dnerf/hook": 50,
+    "dnerf/jumpingjacks": 100,
+    "dnerf/lego": 25,
+    "dnerf/mutant": 75,
+    "dnerf/standup": 75,
+    "dnerf/trex": 100,
+    "panoptic/boxes": 75,
+}
 
 
 def resolved(name: str) -> Config:
@@ -33,6 +68,14 @@ def resolved(name: str) -> Config:
     config = merged(Config(), read_recipe(FOLDER / name, notes.append))
     assert not notes
     return config
+
+
+def as_trained(name: str, family: str, run: Path) -> Config:
+    """What ``train_emb.py`` or ``train_hash.py`` would train by a recipe."""
+    program = {"emb": train_emb, "hash": train_hash}[family]
+    argv = ["-s", "scene", "-m", str(run), "--configs", str(FOLDER / name)]
+    script = f"train_{family}.py"
+    return parse_training(argv, script, "", tuple(REGISTRY), program.EXPERTS).config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -55,11 +98,65 @@ def test_every_scene_has_its_recipes():
         expected |= {f"{folder}/{scene}_cpu.py" for scene in ("default", *SCENES)}
     expected |= {
         f"{kind}/default{family}{cpu}.py"
-        for kind in ("dnerf", "panoptic")
+        for kind in SETS
         for family in ("", "_hash")
         for cpu in ("", "_cpu")
     }
     assert expected | {"demo/demo.py", "demo/demo_hash.py"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("family", ["emb", "hash"])
+@pytest.mark.parametrize("kind, scene", [*SCENE_RECIPES, *((kind, "default") for kind in SETS)])
+def test_scenes_of_the_other_data_sets_have_a_recipe_for_each_family(
+    kind, scene, family, tmp_path, capsys
+):
+    cpu = ("", "_cpu") if scene == "default" else ("",)
+    for ending in cpu:
+        name = f"{kind}/{scene}{'_hash' if family == 'hash' else ''}{ending}.py"
+        config = as_trained(name, family, tmp_path)
+        assert capsys.readouterr().err == ""
+        second = {"emb": "embedding", "hash": "hash"}[family]
+        assert config.hidden.experts == ["hexplane", second]
+        assert config.model.duration == DURATIONS[kind] or ending
+
+
+@pytest.mark.parametrize("kind, scene", SCENE_RECIPES)
+def test_both_families_of_a_scene_differ_in_the_second_expert_only(kind, scene):
+    emb, hashed = (resolved(f"{kind}/{scene}{family}.py") for family in ("", "_hash"))
+    hashed.hidden.experts = emb.hidden.experts
+    hashed.ModelHashParams = emb.hash
+    for config in (emb, hashed):
+        for name in vars(config.opt):
+            if name.startswith(("hash_", "embnet_", "embedding_", "offsets_")):
+                setattr(config.opt, name, None)
+    assert emb == hashed
+
+
+@pytest.mark.parametrize("name", TIME_ROWS)
+def test_rows_of_time_of_the_scenes(name):
+    for family in ("", "_hash"):
+        config = resolved(f"{name}{family}.py")
+        assert config.hidden.kplanes_config["resolution"] == [64, 64, 64, TIME_ROWS[name]]
+    rows = config.emb
+    if not name.startswith("panoptic"):
+        assert rows.emb_max_embeddings == TIME_ROWS[name] == 5 * rows.emb_min_embeddings
+
+
+def test_published_numbers_of_the_other_data_sets():
+    technicolor, train = resolved("technicolor/painter.py"), resolved("technicolor/train.py")
+    assert technicolor.model.resolution == 1
+    assert (technicolor.opt.embnet_lr_init, technicolor.opt.embnet_lr_final) == (1.6e-3, 1.6e-4)
+    assert (train.opt.embnet_lr_init, train.opt.embnet_lr_final) == (5e-3, 5e-5)
+    hypernerf = resolved("hypernerf/chicken.py")
+    assert (hypernerf.opt.iterations, hypernerf.opt.batch_size) == (14000, 2)
+    assert (hypernerf.hidden.multires, hypernerf.hidden.net_width) == ([1, 2, 4], 128)
+    assert hypernerf.hidden.no_do and hypernerf.hidden.no_dshs and hypernerf.emb.emb_no_dc
+    printer = resolved("hypernerf/3dprinter_hash.py").hash.grid_args
+    assert printer["canonical_desired_resolution"] == 256
+    assert printer["deform_desired_resolution"] == [512, 512, 32]
+    assert resolved("hypernerf/banana_hash.py").opt.hash_grid_lr_init == 1.6e-3
+    assert resolved("dnerf/lego_hash.py").opt.hash_grid_lr_init == 4e-2
+    assert resolved("dnerf/trex_hash.py").hash.hash_space_smooth_weight == 0.5
 
 
 @pytest.mark.parametrize("scene", [*SCENES, "default", "coffee_martini_cpu", "sear_steak_cpu"])

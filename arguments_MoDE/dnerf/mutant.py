@@ -1,0 +1,3 @@
+"""D-NeRF, mutant: the default recipe, whose rows of time are for its 150 views."""
+
+_base_ = "default.py"

@@ -1,0 +1,3 @@
+"""PanopticSports, basketball: the default recipe."""
+
+_base_ = "default.py"

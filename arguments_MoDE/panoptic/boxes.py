@@ -1,0 +1,3 @@
+"""PanopticSports, boxes: the default recipe."""
+
+_base_ = "default.py"

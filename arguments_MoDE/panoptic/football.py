@@ -1,0 +1,3 @@
+"""PanopticSports, football: the default recipe."""
+
+_base_ = "default.py"

@@ -1,0 +1,3 @@
+"""PanopticSports, juggle: the default recipe."""
+
+_base_ = "default.py"

@@ -1,0 +1,3 @@
+"""PanopticSports, softball: the default recipe."""
+
+_base_ = "default.py"

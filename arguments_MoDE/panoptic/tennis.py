@@ -1,0 +1,3 @@
+"""PanopticSports, tennis: the default recipe."""
+
+_base_ = "default.py"

@@ -1,0 +1,3 @@
+"""PanopticSports, tennis, with HexPlane and hash grid: the default recipe."""
+
+_base_ = "default_hash.py"

@@ -1,0 +1,3 @@
+"""Technicolor, Birthday: the default recipe."""
+
+_base_ = "default.py"

@@ -1,0 +1,3 @@
+"""Technicolor, Fabien: the default recipe."""
+
+_base_ = "default.py"

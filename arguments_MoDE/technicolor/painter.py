@@ -1,0 +1,3 @@
+"""Technicolor, Painter: the default recipe."""
+
+_base_ = "default.py"

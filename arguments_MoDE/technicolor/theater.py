@@ -1,0 +1,3 @@
+"""Technicolor, Theater: the default recipe."""
+
+_base_ = "default.py"
