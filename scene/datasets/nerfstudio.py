@@ -4,7 +4,7 @@ Poses and intrinsics are as `scene.datasets.transforms` has them; ``applied_tran
 poses already, and in the cloud that ``ply_file_path`` names, so there is nothing to do for it.
 Each frame has a ``time``, in any unit, or none has: then the images are moments in the natural
 order of their names, as of one camera that moves. Image names may lead to a folder beside the
-scene's (``../images/0000.png``) but no further. ``mask_path`` is a frame's mask: white pixels count.
+scene's (``../images/0000.png``) but no further. A frame's mask is its ``mask_path``: white counts.
 
 Held out are, in this order: what ``--test_cameras`` names (images where the camera moves); the list
 ``test_filenames`` of the file, else ``val_filenames``; the first camera of a static rig; every
