@@ -284,3 +284,28 @@ def test_the_colmap_model_that_it_was_made_from_goes_behind(tmp_path):
 def test_two_moments_are_enough_for_a_rig(tmp_path):
     builders.nerfstudio_scene(tmp_path, frames=2, cameras=3)
     assert builders.load(tmp_path).camera_names == ["eye0", "eye1", "eye2"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a folder", "no list", "no frames"])
+def test_a_damaged_file_is_not_passed_over_for_a_model(tmp_path, damage):
+    truth = builders.nerfstudio_scene(tmp_path, frames=4)
+    names = [f"frame_{i:05d}.png" for i in range(4)]
+    builders.write_colmap(
+        tmp_path / "sparse/0", truth, builders.cloud(), binary=True, model="PINHOLE", names=names
+    )
+    assert builders.load(tmp_path).kind == "nerfstudio"
+    path = tmp_path / "transforms.json"
+    contents = {"cut": path.read_text()[:-1], "empty": "", "no list": "{}"}
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        path.write_text(contents.get(damage, '{"frames": []}'))
+    with pytest.raises(UserError, match=r"transforms.json: "):
+        builders.load(tmp_path)
+
+
+def test_a_cloud_whose_name_no_file_can_have_is_missing(moving):
+    _edit(moving, lambda m: m.update(ply_file_path="y" * 5000))
+    with pytest.raises(UserError, match=r"missing, but transforms.json names it"):
+        builders.load(moving)
