@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -108,7 +109,7 @@ def find_model(root: Path) -> Path | None:
 
 def is_model(folder: Path) -> bool:
     """Whether a model's list of cameras is in this folder."""
-    return any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
+    return any((folder / f"cameras{suffix}").exists() for suffix in (".bin", ".txt"))
 
 
 def read_model(folder: Path) -> ColmapModel:
@@ -118,7 +119,7 @@ def read_model(folder: Path) -> ColmapModel:
         UserError: a file is missing or damaged, or the files do not belong together.
     """
     cameras, images = read_poses(folder)
-    return ColmapModel(cameras, images, read_points(folder), tuple(_paths(folder)))
+    return ColmapModel(cameras, images, read_points(folder), tuple(model_paths(folder)))
 
 
 def read_poses(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]]:
@@ -127,13 +128,16 @@ def read_poses(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
     """
-    lenses, pictures, _ = _paths(folder)
+    lenses, pictures, _ = model_paths(folder)
     binary = lenses.suffix == ".bin"
     cameras = _read(lenses, _binary_cameras if binary else _text_cameras)
     images = _read(pictures, _binary_images if binary else _text_images)
     if not images:
         raise UserError(f"{pictures}: registers no image; run structure from motion again")
+    names = Counter(image.name for image in images)
     for image in images:
+        if names[image.name] > 1:
+            raise UserError(f"{pictures}: registers {image.name} twice; copy the model again")
         if image.camera_id not in cameras:
             raise UserError(
                 f"{pictures}: {image.name} has camera {image.camera_id}, which {lenses.name} "
@@ -151,14 +155,14 @@ def read_points(folder: Path) -> PointCloud:
     Raises:
         UserError: the file is missing or damaged, or holds no point.
     """
-    path = _paths(folder)[2]
+    path = model_paths(folder)[2]
     reader = _binary_points if path.suffix == ".bin" else _text_points
     return checked_cloud(path, *_read(path, reader))
 
 
-def _paths(folder: Path) -> list[Path]:
+def model_paths(folder: Path) -> list[Path]:
     """The three files: binary ones if the cameras are."""
-    suffix = next((s for s in (".bin", ".txt") if (folder / f"cameras{s}").is_file()), ".bin")
+    suffix = next((s for s in (".bin", ".txt") if (folder / f"cameras{s}").exists()), ".bin")
     return [folder / f"{name}{suffix}" for name in NAMES]
 
 
@@ -258,11 +262,16 @@ def _lines(data: bytes) -> tuple[list[str], int | None]:
     Empty lines stay, since an image may have no features.
 
     Raises:
-        ValueError: a file of COLMAP's does not end with a whole line.
+        ValueError: no text, or a file of COLMAP's without a count or the end of its last line.
     """
+    if b"\0" in data:
+        raise ValueError("holds zero bytes, which no text does")
     lines = data.decode("utf-8").splitlines()
-    said = (re.match(r"# Number of \w+: (\d{1,18})\b", line) for line in lines)
-    count = next((int(match[1]) for match in said if match), None)
+    said = next((line for line in lines if line.startswith("# Number of ")), None)
+    match = said and re.match(r"# Number of \w+: (\d{1,18})\b", said)
+    if said and not match:
+        raise ValueError("its comment 'Number of' has no number; if it was edited, remove that")
+    count = int(match[1]) if match else None
     if count is not None and not data.endswith(b"\n"):
         raise ValueError("ends within a line")
     return [line for line in lines if not line.startswith("#")], count

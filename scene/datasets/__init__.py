@@ -44,7 +44,9 @@ class Format:
 
 
 def _has(marker: str) -> Callable[[Path], bool]:
-    return lambda root: (root / marker).is_file()
+    return lambda root: (
+        root / marker
+    ).exists()  # a folder of that name is for the reader to refuse
 
 
 FORMATS = (

@@ -95,8 +95,13 @@ def read_npy(path: Path) -> np.ndarray:
         UserError: the file is missing, damaged, or holds no numbers.
     """
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping checks the file's size
-        return np.array(values, dtype=np.float64)
+        values = np.load(path, mmap_mode="r", allow_pickle=False)  # fails where the file is cut
+        if not isinstance(values, np.ndarray):
+            raise ValueError("an archive of arrays")
+        if rest := path.stat().st_size - values.offset - values.nbytes:
+            raise ValueError(f"{rest} bytes follow the array")
+        with np.errstate(invalid="ignore"):  # a NaN, which callers refuse
+            return np.array(values, dtype=np.float64)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the scene folder is incomplete") from None
     except _ARRAY_ERRORS as error:

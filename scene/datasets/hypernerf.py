@@ -34,8 +34,8 @@ _GRID = 17  # points along each axis of an image, at which distortion is looked 
 
 def fits(root: Path) -> bool:
     """Whether there is the list of images, and beside it their cameras or times."""
-    others = ((root / "camera").is_dir(), (root / "metadata.json").is_file())
-    return (root / MARKER).is_file() and any(others)
+    others = ((root / "camera").is_dir(), (root / "metadata.json").exists())
+    return (root / MARKER).exists() and any(others)
 
 
 def load(root: Path, model: ModelParams) -> Capture:
@@ -131,7 +131,10 @@ class _Reader:
         entry = self.metadata.get(name)
         value = entry.get(key, default) if isinstance(entry, dict) else None
         if not isinstance(value, int) or not 0 <= value < 1 << 31:
-            raise UserError(f"{self.path}: {name}: has no number {key!r}; restore the file")
+            raise UserError(
+                f"{self.path}: {name}: has no number {key!r}, but {MARKER} lists it; restore the "
+                "file"
+            )
         return value
 
     def _image(self, name: str) -> Path:
@@ -227,4 +230,6 @@ def _cloud(root: Path) -> PointCloud:
     xyz = read_npy(path)
     if xyz.ndim != 2 or xyz.shape[1] != 3:
         raise UserError(f"{path}: has shape {xyz.shape}, not (N, 3); make it again")
-    return checked_cloud(path, xyz.astype(np.float32), np.full(xyz.shape, 128, np.uint8))
+    with np.errstate(over="ignore", invalid="ignore"):  # endless numbers and NaN, refused below
+        narrow = xyz.astype(np.float32)
+    return checked_cloud(path, narrow, np.full(xyz.shape, 128, np.uint8))

@@ -44,8 +44,9 @@ def add_masks(capture: Capture, root: Path, images_folder: str) -> None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every file below ``folder``, by its path in there."""
-    paths = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """Every file below ``folder``, by its path in there, and folders that are called .png."""
+    every = (p for p in folder.rglob("*") if not p.name.startswith("."))
+    paths = (p for p in every if p.is_file() or p.suffix == ".png")
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 

@@ -16,7 +16,14 @@ from pathlib import Path, PurePosixPath
 
 from arguments_MoDE.config import ModelParams
 from scene.cameras import Camera, camera_from_pose
-from scene.colmap import ColmapCamera, ColmapImage, is_model, read_points, read_poses
+from scene.colmap import (
+    ColmapCamera,
+    ColmapImage,
+    is_model,
+    model_paths,
+    read_points,
+    read_poses,
+)
 from scene.datasets.clips import Clip, add_rig, common_length, holds_frames, in_order, probe
 from scene.datasets.common import Capture, choose_cameras, clip_frames, note
 from scene.point_cloud import PointCloud, read_ply
@@ -29,7 +36,11 @@ _CLOUDS = ("points3D_downsample.ply", "points3D_multipleview.ply")
 
 
 def fits(root: Path) -> bool:
-    """Whether an image of a COLMAP model belongs to a clip, and no clip has two images."""
+    """Whether an image of a COLMAP model belongs to a clip, and no clip has two images.
+
+    A damaged model beside clips fits too: reading it says what is wrong, where another format
+    might not look at it.
+    """
     return _find_model(root, "images") is not None
 
 
@@ -62,18 +73,19 @@ def load(root: Path, model: ModelParams) -> Capture:
 
 
 def _find_model(root: Path, images_folder: str) -> Path | None:
-    """The first model in which cameras of clips have an image each."""
+    """The first model in which cameras of clips have an image each, or that cannot be read."""
     kinds = [kind for kind in _kinds(root, images_folder) if kind]
     for folder in (root / name for name in _MODELS):
         if not (kinds and is_model(folder)):
             continue
         try:
             _, images = read_poses(folder)
-        except UserError:  # the COLMAP reader meets it again and says so
-            continue
+        except UserError:  # `load` meets it again and says so
+            return folder
         found = _most_complete(kinds, images, folder)
         cameras = [name for i in images if (name := _camera_of(i, found, folder))]
-        if cameras and len(set(cameras)) == len(cameras):
+        alone = folder.name == "sparse_"  # no other format looks there
+        if cameras and (alone or len(set(cameras)) == len(cameras)):
             return folder
     return None
 
@@ -115,15 +127,20 @@ def _by_camera(
     """Camera name -> the image that has its pose.
 
     Raises:
-        UserError: an image has no camera with frames.
+        UserError: an image has no camera with frames, or two have the same.
     """
     posed: dict[str, ColmapImage] = {}
     for image in images:
         name = _camera_of(image, found, folder)
         if name is None:
             raise UserError(
-                f"{root}: {image.name} of the COLMAP model {folder} has a pose but no frames (a "
-                f"folder or video of that name beside {_some(found)}); restore its frames"
+                f"{model_paths(folder)[1]}: {image.name} has a pose but no frames (a folder or "
+                f"video of that name beside {_some(found)} in {root}); restore its frames"
+            )
+        if name in posed:
+            raise UserError(
+                f"{model_paths(folder)[1]}: {image.name} and {posed[name].name} are both of camera "
+                f"{name}; keep one of them"
             )
         posed[name] = image
     if left := [name for name in found if name not in posed]:
@@ -150,7 +167,9 @@ def _camera(
     sx, sy = clip.size[0] / max(lens.width, 1), clip.size[1] / max(lens.height, 1)
     fx, fy, cx, cy = intrinsics
     scaled = (fx * sx, fy * sy, cx * sx, cy * sy)
-    return camera_from_pose(name, clip.size, scaled, image.camera_to_world()).validate(folder)
+    camera = camera_from_pose(name, clip.size, scaled, image.camera_to_world())
+    files = model_paths(folder)
+    return camera.validate(f"{files[0]} or {files[1].name}")
 
 
 def _cloud(root: Path, folder: Path) -> PointCloud:

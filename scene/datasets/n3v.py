@@ -28,7 +28,7 @@ _CLOUDS = ("points3D_downsample.ply", "points3D_downsample2.ply")
 
 def fits(root: Path) -> bool:
     """Whether there are poses, and more than the photos and COLMAP model of an LLFF scene."""
-    if not (root / MARKER).is_file():
+    if not (root / MARKER).exists():
         return False
     rig = any(p.suffix.lower() in video.SUFFIXES or p.is_dir() for p in root.glob("cam*"))
     rig = rig or any((root / name).exists() for name in _CLOUDS)

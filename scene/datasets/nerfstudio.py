@@ -44,19 +44,22 @@ def fits(root: Path) -> bool:
     """Whether there is the file, and it says more than the COLMAP model that it was made from.
 
     ``colmap/sparse/0`` is where nerfstudio itself leaves that model; one in ``sparse`` is read as
-    a COLMAP scene unless the frames have times.
+    a COLMAP scene unless the frames have times. A damaged file may have had them, so it fits, and
+    is refused by name.
     """
     path = root / MARKER
-    if not path.is_file():
+    if not path.exists():
         return False
     return find_model(root) in (None, root / "colmap" / "sparse" / "0") or _has_times(path)
 
 
 def _has_times(path: Path) -> bool:
+    """Whether frames have times, as far as can be told."""
     try:
-        return any("time" in frame for frame in read_frames(path)[1])
-    except UserError:  # the COLMAP model is there to be read
-        return False
+        frames = read_frames(path)[1]
+    except UserError:  # reading it says so
+        return True
+    return not frames or any("time" in frame for frame in frames)
 
 
 def load(root: Path, model: ModelParams) -> Capture:
@@ -203,7 +206,8 @@ def _cloud(root: Path, meta: dict, train: list[Picture]) -> PointCloud:
     name = meta.get("ply_file_path")
     if name:
         _name(str(root / MARKER), "ply_file_path", name)
-        if not (root / name).is_file():
-            raise UserError(f"{root / name}: missing, but {MARKER} names it; restore the cloud")
+        if not os.path.isfile(root / name):  # False also for names that no file can have
+            shown = brief(root / name, 300)
+            raise UserError(f"{shown}: missing, but {MARKER} names it; restore the cloud")
         return read_ply(root / name)
     return first_cloud(root, _CLOUDS, train)

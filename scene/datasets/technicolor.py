@@ -99,17 +99,33 @@ def _sources(root: Path, names: list[str], model: ModelParams) -> list[ImageFram
     raw = _raw_frames(root, len(names))
     missing = [folder for folder in folders if not holds_frames(folder)]
     if not missing:
+        _refuse_unlisted(root / model.images, len(names))
         clips = [probe(folder) for folder in folders]
         chosen = clip_frames(common_length(root, names, clips), model, root)
         return [clip.source(chosen) for clip in clips]
     if raw is None:
         raise UserError(
-            f"{missing[0]}: has no frames, and there are no files <Scene>_undist_<frame>_"
-            f"<camera>.png in {root}; restore them, or run python script/pre_technicolor.py {root}"
+            f"{missing[0]}: has no frames for this row of {MARKER}, and there are no files "
+            f"<Scene>_undist_<frame>_<camera>.png in {root}; restore them, or run python "
+            f"script/pre_technicolor.py {root}"
         )
     scene, numbers = raw
     used = [numbers[i] for i in clip_frames(len(numbers), model, root)]
     return [_raw_source(root, scene, camera, used) for camera in range(len(names))]
+
+
+def _refuse_unlisted(extracted: Path, cameras: int) -> None:
+    """Refuses folders of frames of cameras that have no row: rows may have been lost."""
+    for path in sorted(extracted.iterdir()):
+        number = re.fullmatch(r"cam(\d{2,4})", path.name)
+        if number and int(number.group(1)) >= cameras and holds_frames(path):
+            raise _unlisted(path, number.group(1))
+
+
+def _unlisted(path: Path, number: str) -> UserError:
+    return UserError(
+        f"{path}: {MARKER} has no row {number}; restore that file, or remove the camera's frames"
+    )
 
 
 def _raw_frames(root: Path, cameras: int) -> tuple[str, list[int]] | None:
@@ -124,10 +140,7 @@ def _raw_frames(root: Path, cameras: int) -> tuple[str, list[int]] | None:
         raise UserError(f"{root}: has frames of {scenes[0]} and of {scenes[1]}; keep one scene")
     for match in sorted(found, key=lambda match: match.group()):
         if int(match.group(3)) >= cameras:
-            raise UserError(
-                f"{root / match.group()}: {MARKER} has no row {match.group(3)}; restore that file, "
-                "or remove the camera's frames"
-            )
+            raise _unlisted(root / match.group(), match.group(3))
     return (scenes[0], sorted({int(match.group(2)) for match in found})) if found else None
 
 
@@ -135,7 +148,10 @@ def _raw_source(root: Path, scene: str, camera: int, numbers: list[int]) -> Imag
     paths = tuple(root / f"{scene}_undist_{number:05d}_{camera:02d}.png" for number in numbers)
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: missing, where other cameras or frames are there; restore it")
+            raise UserError(
+                f"{path}: missing, where other cameras or frames are there; restore it, or remove "
+                f"the row of camera {camera:02d} in {MARKER}"
+            )
     return ImageFrames(paths, check_image(paths[0]))
 
 

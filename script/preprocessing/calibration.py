@@ -19,14 +19,20 @@ from types import ModuleType
 import numpy as np
 import pycolmap
 
-from scene.colmap import is_model, read_poses
+from scene.colmap import LARGEST, is_model, read_poses
 from script.preprocessing.colmap_tools import INSTALL
 from script.preprocessing.footage import Clip
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 LARGEST_FILE = 4 << 20  # bytes; a calibration has some kilobytes
 SUBPIXELS = 64  # Qualisys counts in 64ths of a pixel
+WIDEST = 1 << 20  # pixels; a frame has some thousands
 MILLIMETRES = 1e-3  # Qualisys' lengths, in metres
+# What damaged files raise; TOML and XML may be nested more deeply than Python can follow.
+_DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError),
+    ElementTree.ParseError,
+)
 
 
 @dataclass(frozen=True)
@@ -67,19 +73,16 @@ def _plain(name: str) -> str:
 
 
 def _read(path: Path) -> list[Calibrated]:
-    if is_model(path):
-        return _from_colmap(path)
-    if path.is_dir() or not path.exists():
+    model = is_model(path)
+    if not model and (path.is_dir() or not path.exists()):
         raise UserError(f"--calibration {path}: no such file, nor a folder with a COLMAP model")
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError("larger than 4 MB")
-        text = path.read_text(encoding="utf-8")
-        cameras = _from_xml(text) if text.lstrip().startswith("<") else _from_toml(text)
-    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
+        with np.errstate(over="ignore", invalid="ignore"):  # endless numbers, refused below
+            cameras = _from_colmap(path) if model else _from_file(path)
+    except _DAMAGE as error:
         raise UserError(
-            f"--calibration {path}: not a calibration ({type(error).__name__}: {error}); give a "
-            "TOML of Pose2Sim or Anipose, a .qca.txt of Qualisys, or a COLMAP model's folder"
+            f"--calibration {path}: not a calibration ({type(error).__name__}: {brief(error)}); "
+            "give a TOML of Pose2Sim or Anipose, a .qca.txt of Qualisys, or a COLMAP model's folder"
         ) from None
     if not cameras:
         raise UserError(f"--calibration {path}: holds no camera")
@@ -88,11 +91,18 @@ def _read(path: Path) -> list[Calibrated]:
     return cameras
 
 
+def _from_file(path: Path) -> list[Calibrated]:
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError("larger than 4 MB")
+    text = path.read_text(encoding="utf-8")
+    return _from_xml(text) if text.lstrip().startswith("<") else _from_toml(text)
+
+
 def _check(camera: Calibrated, path: Path) -> None:
     rotation = camera.world_to_camera[:3, :3]
     numbers = np.concatenate([camera.lens.params, camera.world_to_camera.ravel()])
-    focal = camera.lens.params[:2]
-    if not np.isfinite(numbers).all() or min(focal) <= 0 or camera.lens.width < 1:
+    focal = [camera.lens.params[i] for i in camera.lens.focal_length_idxs()]
+    if not (np.abs(numbers) < LARGEST).all() or min(focal) <= 0:
         raise UserError(f"{path}: {camera.name} has no usable intrinsics or pose; calibrate again")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         raise UserError(f"{path}: the rotation of {camera.name} is none; calibrate again")
@@ -151,7 +161,7 @@ def opencv_lens(
         distortion: k1, k2, p1, p2 and k3 to k6; for a fisheye k1 to k4. Missing ones are 0.
 
     Raises:
-        ValueError: more coefficients than the model has.
+        ValueError: more coefficients than the model has, or no size.
     """
     fx, fy, cx, cy = (float(v) for v in intrinsics)
     most = 4 if fisheye else 8
@@ -165,6 +175,17 @@ def opencv_lens(
         model = "FULL_OPENCV"
     else:
         model, parameters = "OPENCV", parameters[:8]
+    return _lens(model, size, parameters)
+
+
+def _lens(model: str, size: tuple[int, int], parameters: Sequence[float]) -> pycolmap.Camera:
+    """The lens; pycolmap itself prints errors where a size is none.
+
+    Raises:
+        ValueError: the size is none.
+    """
+    if not all(1 <= length < WIDEST for length in size):
+        raise ValueError(f"a camera has the size {brief(' x '.join(map(str, size)))}")
     return pycolmap.Camera(model=model, width=size[0], height=size[1], params=parameters)
 
 
@@ -209,9 +230,7 @@ def _from_colmap(folder: Path) -> list[Calibrated]:
         cameras.append(
             Calibrated(
                 path.parent.name or path.stem,
-                pycolmap.Camera(
-                    model=lens.model, width=lens.width, height=lens.height, params=lens.params
-                ),
+                _lens(lens.model, (lens.width, lens.height), lens.params),
                 np.linalg.inv(image.camera_to_world()),
             )
         )

@@ -1,6 +1,7 @@
 """Damages the files of small scenes in thousands of ways, loads them, and judges what comes of it.
 
 python tests/scene/datasets/fuzzing.py --cases 5000 --seed 0
+python tests/scene/datasets/fuzzing.py --cases 5000 --scenes multiview hypernerf
 python tests/scene/datasets/fuzzing.py --only 0:4711        (a case that failed, alone)
 
 A case is good if, within seconds and two gigabytes, the scene is refused by a `UserError` of one
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,49 @@ def _colmap_jpeg(root: Path) -> None:
         path.unlink()
 
 
+def _hypernerf_grey(root: Path) -> None:
+    """A HyperNeRF capture whose points have no colours."""
+    builders.hypernerf_scene(root, frames=7)
+    (root / "points3D_downsample.ply").unlink()
+    np.save(root / "points.npy", builders.cloud(50).xyz.astype(np.float64))
+
+
+def _nerfstudio_bare(root: Path) -> None:
+    """A rig of nerfstudio's without times and without a cloud."""
+    builders.nerfstudio_scene(root, frames=2, cameras=3, times=False)
+    builders.edit_json(root / "transforms.json", lambda meta: meta.pop("ply_file_path"))
+    (root / "sparse_pc.ply").unlink()
+
+
+def _nerfstudio_and_model(root: Path, *, times: bool) -> None:
+    """A folder with transforms.json and a COLMAP model; the times decide which one is read."""
+    truth = builders.nerfstudio_scene(root, frames=4, times=times)
+    names = [f"frame_{i:05d}.png" for i in range(4)]
+    builders.write_colmap(
+        root / "sparse/0", truth, builders.cloud(60), binary=True, model="PINHOLE", names=names
+    )
+
+
+def _multiview_and_transforms(root: Path) -> None:
+    """A rig with a model where nerfstudio would have it, and the transforms.json of nerfstudio."""
+    truth = builders.nerfstudio_scene(root, frames=2, cameras=3)
+    names = [f"eye{i}.png" for i in range(3)]
+    builders.write_colmap(
+        root / "colmap/sparse/0",
+        *(truth, builders.cloud(60)),
+        **{"binary": False, "model": "PINHOLE", "names": names},
+    )
+
+
+def _masked(root: Path) -> None:
+    """Frames of which one has a mask of its own, and one camera one for all."""
+    builders.n3v_scene(root, cameras=3, frames=2, layout="images")
+    mask = np.zeros(builders.SIZE[::-1], np.uint8)
+    mask[8:40, 10:30] = 255
+    builders.save(root / "masks/cam01.png", mask)
+    builders.save(root / "masks/cam02/0001.png", mask[::-1])
+
+
 @dataclass(frozen=True)
 class Target:
     """A scene to damage: its builder and the files of it that are altered."""
@@ -125,6 +170,65 @@ TARGETS = (
         partial(builders.colmap_scene, frames=3, binary=False),
         ("sparse/0/cameras.txt", "sparse/0/images.txt", "sparse/0/points3D.txt"),
     ),
+    Target(
+        "multiview",
+        partial(builders.multiview_scene, cameras=3, frames=2),
+        (
+            *("sparse/0/cameras.txt", "sparse/0/images.txt", "sparse/0/points3D.txt"),
+            "images/cam01/0001.png",
+        ),
+    ),
+    Target(
+        "multiview-published",
+        partial(builders.multiview_scene, cameras=3, frames=2, layout="published"),
+        ("sparse_/cameras.bin", "sparse_/images.bin", "points3D_multipleview.ply"),
+    ),
+    Target(
+        "technicolor",
+        partial(builders.technicolor_scene, cameras=4, frames=2),
+        ("cameras_parameters.txt", "Toy_undist_00152_02.png"),
+    ),
+    Target(
+        "technicolor-images",
+        partial(builders.technicolor_scene, cameras=3, frames=2, layout="images"),
+        ("cameras_parameters.txt",),
+    ),
+    Target(
+        "hypernerf",
+        _hypernerf_grey,
+        (
+            *("dataset.json", "metadata.json", "scene.json", "camera/0_000002.json"),
+            *("camera/0_000004.json", "points.npy", "rgb/2x/0_000004.png"),
+        ),
+    ),
+    Target(
+        "hypernerf-rig",
+        partial(builders.hypernerf_scene, frames=3, rig_of_two=True),
+        ("dataset.json", "metadata.json"),
+    ),
+    Target(
+        "nerfstudio",
+        partial(builders.nerfstudio_scene, frames=4),
+        ("transforms.json", "sparse_pc.ply", "images/frame_00001.png"),
+    ),
+    Target("nerfstudio-bare", _nerfstudio_bare, ("transforms.json",)),
+    # Folders that are of two formats: damage must not make the one the other.
+    Target(
+        "nerfstudio-model",
+        partial(_nerfstudio_and_model, times=True),
+        ("transforms.json", "sparse/0/images.bin"),
+    ),
+    Target(
+        "colmap-transforms",
+        partial(_nerfstudio_and_model, times=False),
+        ("transforms.json", "sparse/0/cameras.bin", "sparse/0/images.bin"),
+    ),
+    Target(
+        "multiview-transforms",
+        _multiview_and_transforms,
+        ("colmap/sparse/0/cameras.txt", "colmap/sparse/0/images.txt", "transforms.json"),
+    ),
+    Target("masks", _masked, ("masks/cam01.png", "masks/cam02/0001.png")),
 )
 PAIRS = [(target, file) for target in TARGETS for file in target.files]
 
@@ -316,6 +420,7 @@ def read(root: Path) -> Reading:
         "names": [v.name for v in views],
         "times": [v.time for v in views],
         "pixels": [v.image().numpy().tobytes() for v in views],
+        "masks": [None if (m := v.mask()) is None else m.numpy().tobytes() for v in views],
     }
     return Reading((scene.kind, counts, sizes), scene.points.xyz, scene.points.rgb, rest)
 
@@ -331,6 +436,8 @@ def _broken(scene: Scene) -> str | None:
         image, camera = view.image(), view.camera
         if tuple(image.shape) != (camera.height, camera.width, 3) or image.element_size() != 1:
             return f"{view.name} has an image of shape {tuple(image.shape)}"
+        if (mask := view.mask()) is not None and mask.shape != image.shape[:2]:
+            return f"{view.name} has a mask of shape {tuple(mask.shape)}"
         if not np.isfinite(_numbers(camera)).all() or not 0 <= view.time <= 1:
             return f"{view.name} has a camera or time that is not finite or out of range"
         if not camera.full_proj_transform.isfinite().all() or camera.fx < 1e-30:
@@ -353,13 +460,17 @@ def _broken(scene: Scene) -> str | None:
 def _wrong(case: Case, what: str, data: bytes, now: Reading, before: Reading) -> str | None:
     """Why a success is a wrong one: the file's format had the means to notice the damage.
 
-    Anything cut has to be noticed. So has what a checksum covers (PNG, npz), and whatever changes
-    the number of cameras, views or points, unless the file itself is a list of them (JSON), which
-    then must list as many. A number, a pixel or a coordinate that became another cannot be noticed;
-    nor can a COLMAP text without the comment that counts, or a JPEG of a pixel or two more, which
-    is a scaled photo as well.
+    The format of the scene must stay. Anything cut has to be noticed. So has what a checksum covers
+    (PNG, npz), and whatever changes the number of cameras, views or points, unless the file itself
+    is a list of them (JSON), which then must list as many. A number, a pixel or a coordinate that
+    became another cannot be noticed; nor can a COLMAP text without the comment that counts, or a
+    JPEG of a pixel or two more, which is a scaled photo as well.
     """
     file = case.pair[1]
+    if now.shape[0] != before.shape[0]:
+        return f"a {now.shape[0]} scene in place of a {before.shape[0]} one"
+    if file == "cameras_parameters.txt":
+        return _rows_disagree(what, now, before)
     if now.equals(before) or (file.endswith(".txt") and b"# Number of" not in data):
         return None
     if what.startswith("truncated") and not _last_row_only(data, now, before):
@@ -369,7 +480,7 @@ def _wrong(case: Case, what: str, data: bytes, now: Reading, before: Reading) ->
     if len(now.xyz) != len(before.xyz):
         return f"{len(now.xyz)} points in place of {len(before.xyz)}"
     if file.endswith(".json"):
-        return _json_disagrees(file, data, now)
+        return _json_disagrees(file, data, now, before)
     if file.endswith(".jpg") and now.shape[:2] == before.shape[:2]:
         sizes = np.abs(np.subtract(now.shape[2], before.shape[2]))
         return None if sizes.max() <= 2 else f"a photo off by {sizes.max()} pixels"
@@ -386,9 +497,47 @@ def _last_row_only(data: bytes, now: Reading, before: Reading) -> bool:
     return same and np.array_equal(now.rgb[:-1], before.rgb[:-1])
 
 
-def _json_disagrees(file: str, data: bytes, now: Reading) -> str | None:
-    """A JSON file lists its views: there must be as many."""
-    meta = json.loads(data)
+def _rows_disagree(what: str, now: Reading, before: Reading) -> str | None:
+    """Technicolor's cameras all have frames, which count them; a cut may be in the last number."""
+    if now.shape != before.shape:
+        return f"{now.shape} in place of {before.shape}"
+    altered = {
+        name.split("/")[0]
+        for name, a, b in zip(
+            *(now.rest["names"], now.rest["cameras"], before.rest["cameras"]), strict=True
+        )
+        if a != b
+    }
+    last = max(name.split("/")[0] for name in now.rest["names"])
+    if what.startswith("truncated") and not altered <= {last}:
+        return f"a cut that altered {sorted(altered)}"
+    return None
+
+
+def _json_disagrees(file: str, data: bytes, now: Reading, before: Reading) -> str | None:
+    """A JSON file may list views: there must be as many."""
+    meta, views = json.loads(data), now.shape[1][2:]
+    if file == "transforms.json" and now.shape[0] == "nerfstudio":
+        listed, views = len(meta["frames"]), sum(views)
+    elif file == "dataset.json":
+        listed = _listed_ids(meta)
+    elif "transforms_" in file or "_meta" in file:
+        return _split_disagrees(file, meta, now)
+    else:  # cameras or times of pictures that another file lists
+        listed = before.shape[1][2:]
+    return f"{views} views where {listed} are listed" if views != listed else None
+
+
+def _listed_ids(meta: dict) -> tuple[int, int]:
+    """The numbers of training and test views that a dataset.json lists."""
+    if meta.get("val_ids"):
+        held_out = set(meta["val_ids"])
+        return sum(name not in held_out for name in meta["train_ids"]), len(meta["val_ids"])
+    return len(meta["ids"][::4]), len(meta["ids"][2::4])
+
+
+def _split_disagrees(file: str, meta: dict, now: Reading) -> str | None:
+    """Of the file for one half of the views."""
     lists = meta["frames"] if "frames" in meta else [n for frame in meta["fn"] for n in frame]
     counted = now.shape[1][3 if "test" in file else 2]
     frames = len(meta.get("fn", ()))  # of panoptic scenes, where the shorter file decides
@@ -456,6 +605,8 @@ def _message_fault(message: str, file: Path) -> str | None:
         return f"a message of several lines: {message[:200]!r}"
     if file.name not in message and file.stem not in message:
         return f"a message that does not name the file: {message[:300]}"
+    if "unknown scene type" in message:
+        return "a message that the scene is of no format"
     if len(message) > 1300:
         return f"a message of {len(message)} characters: {message[:120]} ..."
     return None
@@ -574,14 +725,21 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _numbers_of(cases: int, scenes: list[str] | None) -> Iterable[int]:
+    """The first so many numbers of cases, of these scenes only if there are some."""
+    wanted = (n for n in count() if not scenes or PAIRS[n % len(PAIRS)][0].name in scenes)
+    return islice(wanted, cases)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", nargs="+", choices=[t.name for t in TARGETS])
     parser.add_argument("--only", help="seed:number of one case")
     arguments = parser.parse_args()
-    seed, numbers = arguments.seed, range(arguments.cases)
+    seed, numbers = arguments.seed, _numbers_of(arguments.cases, arguments.scenes)
     if arguments.only:
         seed, number = map(int, arguments.only.split(":"))
         numbers = [number]

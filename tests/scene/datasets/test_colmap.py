@@ -201,3 +201,26 @@ def test_real_points_have_the_colours_of_the_pixels_they_project_to(shared_data,
         error = np.median(np.abs(colours - points))
         by_chance = np.median(np.abs(colours - rng.permutation(points)))
         assert error < 0.4 * by_chance, (view.name, error, by_chance)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("images: 9", "images: ", "'Number of' has no number"),
+        ("0001.png", "0001.pn\0", "zero bytes"),
+        ("0001.png", "0002.png", "registers 0002.png twice"),
+    ],
+)
+def test_a_text_that_was_written_over_is_refused(tmp_path, old, new, match):
+    builders.colmap_scene(tmp_path, binary=False)
+    path = tmp_path / "sparse/0/images.txt"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=f"images.txt: .*{match}"):
+        builders.load(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_cameras_is_no_reason_to_read_another_format(tmp_path):
+    builders.nerfstudio_scene(tmp_path, times=False)
+    (tmp_path / "sparse/0/cameras.bin").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cameras.bin: cannot be read"):
+        builders.load(tmp_path)

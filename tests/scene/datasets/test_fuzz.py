@@ -11,7 +11,7 @@ import fuzzing
 import numpy as np
 import pytest
 
-CASES = 4000
+CASES = 10_000
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import builders
 import numpy as np
 import pytest
@@ -239,3 +241,61 @@ def test_a_stray_dataset_file_beside_a_colmap_model_changes_nothing(tmp_path):
     builders.colmap_scene(tmp_path)
     builders.write_json(tmp_path / "dataset.json", {})
     assert detect_format(tmp_path).title == "COLMAP"
+
+
+def _points(root, content) -> None:
+    (root / "points3D_downsample.ply").unlink()
+    np.save(root / "points.npy", content)
+
+
+def test_points_with_more_behind_them_are_refused(capture):
+    _points(capture, builders.cloud().xyz)
+    path = capture / "points.npy"
+    path.write_bytes(path.read_bytes().replace(b"(200, 3)", b"(100, 3)"))
+    with pytest.raises(UserError, match=r"points.npy: .*1200 bytes follow the array"):
+        builders.load(capture)
+
+
+def test_points_that_are_an_archive_are_refused(capture):
+    _points(capture, np.zeros(3))
+    (capture / "points.npy").write_bytes(b"PK\x05\x06" + bytes(18))
+    with pytest.raises(UserError, match=r"points.npy: .*an archive"):
+        builders.load(capture)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind"),
+    [
+        (b"\0\0\xa0\x7f", "<f4"),
+        (b"\0\0\0\0\0\0\xf4\x7f", "<f8"),
+        (b"\xff" * 6 + b"\xef\x7f", "<f8"),
+    ],
+)
+def test_points_beyond_numbers_are_refused_without_a_warning(capture, bits, kind):
+    points = builders.cloud().xyz.astype(kind)
+    points[3, 0] = np.frombuffer(bits, kind)[0]
+    _points(capture, points)
+    path = capture / "points.npy"
+    data = bytearray(path.read_bytes())
+    at = len(data) - points.nbytes + 9 * points.itemsize
+    data[at : at + len(bits)] = bits  # numpy itself may have made a signalling NaN a quiet one
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match=r"points.npy: 1 of 200 points are not finite"):
+            builders.load(capture)
+
+
+def test_an_id_without_times_names_the_list_it_is_in(capture):
+    builders.edit_json(capture / "metadata.json", lambda meta: meta.pop("0_000000"))
+    with pytest.raises(UserError, match=r"metadata.json: 0_000000: .*dataset.json lists it"):
+        builders.load(capture)
+
+
+def test_a_folder_in_the_place_of_the_list_is_no_colmap_scene(tmp_path):
+    builders.hypernerf_scene(tmp_path)
+    builders.colmap_scene(tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "dataset.json").mkdir()
+    with pytest.raises(UserError, match=r"dataset.json: not readable"):
+        builders.load(tmp_path)

@@ -143,3 +143,11 @@ def test_a_scene_without_masks_is_silent(tmp_path, capfd):
     builders.n3v_scene(tmp_path)
     builders.load(tmp_path)
     assert "mask" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cam01.png", "cam02/0001.png", "cam02/0001.png.png"])
+def test_a_folder_in_the_place_of_a_mask_is_refused(tmp_path, name):
+    builders.n3v_scene(tmp_path, layout="images")
+    (tmp_path / "masks" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{name}: "):
+        builders.load(tmp_path)

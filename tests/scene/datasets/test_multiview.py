@@ -196,3 +196,52 @@ def test_a_damaged_model_is_named(tmp_path):
     path.write_text(path.read_text().replace("cam02.png", ""))
     with pytest.raises(UserError, match="images.txt: damaged"):
         builders.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["cameras", "images"])
+@pytest.mark.parametrize("folder", ["sparse/0", "sparse", "colmap/sparse/0", "sparse_"])
+def test_a_damaged_model_is_refused_by_name_in_every_place(tmp_path, folder, file):
+    """Where COLMAP's reader does not look too, and where nerfstudio's would not look at it."""
+    truth = builders.nerfstudio_scene(tmp_path, frames=2, cameras=3)
+    names = [f"eye{i}.png" for i in range(3)]
+    builders.write_colmap(
+        tmp_path / folder, truth, builders.cloud(), binary=True, model="PINHOLE", names=names
+    )
+    assert builders.load(tmp_path).kind == "multiview"
+    path = tmp_path / folder / f"{file}.bin"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{folder}/{file}.bin: damaged"):
+        builders.load(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=f"{folder}/{file}.bin: cannot be read"):
+        builders.load(tmp_path)
+
+
+def test_an_image_that_is_registered_twice_is_refused(tmp_path):
+    builders.multiview_scene(tmp_path)
+    path = tmp_path / "sparse/0/images.txt"
+    path.write_text(path.read_text().replace("cam02.png", "cam01.png"))
+    with pytest.raises(UserError, match=r"images.txt: registers cam01.png twice"):
+        builders.load(tmp_path)
+
+
+def test_two_images_of_one_camera_in_the_published_layout_are_refused(tmp_path):
+    builders.multiview_scene(tmp_path, layout="published")
+    path = tmp_path / "sparse_/images.bin"
+    path.write_bytes(path.read_bytes().replace(b"image2.jpg", b"image1.jpf"))
+    with pytest.raises(UserError, match=r"images.bin: image1.jpg and image1.jpf are both of"):
+        builders.load(tmp_path)
+
+
+def test_the_files_are_named_where_a_lens_or_a_name_is_wrong(tmp_path):
+    builders.multiview_scene(tmp_path)
+    lenses, images = (tmp_path / "sparse/0" / f"{name}.txt" for name in ("cameras", "images"))
+    whole = lenses.read_text()
+    lenses.write_text(whole.replace("50.0", "nan"))
+    with pytest.raises(UserError, match=r"cameras.txt or images.txt: camera cam00"):
+        builders.load(tmp_path)
+    lenses.write_text(whole)
+    images.write_text(images.read_text().replace("cam02.png", "cam20.png"))
+    with pytest.raises(UserError, match=r"images.txt: cam20.png has a pose but no frames"):
+        builders.load(tmp_path)

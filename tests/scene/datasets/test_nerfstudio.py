@@ -320,4 +320,26 @@ def test_a_mask_path_is_the_mask_of_its_frame_alone(moving):
 def test_a_mask_path_that_is_none_is_refused(moving, path, match):
     _edit(moving, lambda m: _entry(m, 3).update(mask_path=path))
     with pytest.raises(UserError, match=match):
+@pytest.mark.parametrize("damage", ["cut", "empty", "a folder", "no list", "no frames"])
+def test_a_damaged_file_is_not_passed_over_for_a_model(tmp_path, damage):
+    truth = builders.nerfstudio_scene(tmp_path, frames=4)
+    names = [f"frame_{i:05d}.png" for i in range(4)]
+    builders.write_colmap(
+        tmp_path / "sparse/0", truth, builders.cloud(), binary=True, model="PINHOLE", names=names
+    )
+    assert builders.load(tmp_path).kind == "nerfstudio"
+    path = tmp_path / "transforms.json"
+    contents = {"cut": path.read_text()[:-1], "empty": "", "no list": "{}"}
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        path.write_text(contents.get(damage, '{"frames": []}'))
+    with pytest.raises(UserError, match=r"transforms.json: "):
+        builders.load(tmp_path)
+
+
+def test_a_cloud_whose_name_no_file_can_have_is_missing(moving):
+    _edit(moving, lambda m: m.update(ply_file_path="y" * 5000))
+    with pytest.raises(UserError, match=r"missing, but transforms.json names it"):
         builders.load(moving)

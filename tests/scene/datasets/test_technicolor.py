@@ -177,3 +177,20 @@ def test_camera_to_world_in_place_of_world_to_camera_is_refused(tmp_path):
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"cameras_parameters.txt.*mixed up"):
         builders.load(tmp_path)
+
+
+def test_extracted_frames_of_a_camera_whose_row_is_lost_are_named(tmp_path):
+    builders.technicolor_scene(tmp_path, cameras=4, layout="images")
+    path = tmp_path / "cameras_parameters.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match=r"cam03: cameras_parameters.txt has no row 03"):
+        builders.load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["raw", "images"])
+def test_a_row_without_frames_names_the_file_with_the_rows(tmp_path, layout):
+    builders.technicolor_scene(tmp_path, cameras=3, layout=layout)
+    path = tmp_path / "cameras_parameters.txt"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(UserError, match=r"03.*cameras_parameters.txt"):
+        builders.load(tmp_path)
