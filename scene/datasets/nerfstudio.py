@@ -4,7 +4,7 @@ Poses and intrinsics are as `scene.datasets.transforms` has them; ``applied_tran
 poses already, and in the cloud that ``ply_file_path`` names, so there is nothing to do for it.
 Each frame has a ``time``, in any unit, or none has: then the images are moments in the natural
 order of their names, as of one camera that moves. Image names may lead to a folder beside the
-scene's (``../images/0000.png``) but no further.
+scene's (``../images/0000.png``) but no further. A frame's mask is its ``mask_path``: white counts.
 
 Held out are, in this order: what ``--test_cameras`` names (images where the camera moves); the list
 ``test_filenames`` of the file, else ``val_filenames``; the first camera of a static rig; every
@@ -31,7 +31,7 @@ from scene.datasets.pictures import (
 )
 from scene.datasets.transforms import read_frames, read_picture
 from scene.point_cloud import PointCloud, read_ply
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.images import SUFFIXES, natural_key
 
 MARKER = "transforms.json"
@@ -99,6 +99,7 @@ def _read_pictures(path: Path, meta: dict, frames: list[dict]) -> dict[str, Pict
             raise UserError(f"{where}: {frame['file_path']} is listed twice; remove one of them")
         _refuse_distortion(where, {**meta, **frame}, path.parent)
         pictures[name] = read_picture(path, meta, index, frame)
+        pictures[name].mask = _mask(where, path.parent, frame.get("mask_path"))
     pictures = {name: pictures[name] for name in sorted(pictures, key=natural_key)}
     above = os.path.commonpath([os.path.dirname(name) for name in pictures])
     for index, (name, picture) in enumerate(pictures.items()):
@@ -124,6 +125,16 @@ def _name(where: str, key: str, value: Any) -> str:
             f"{where}: {key} {value} leads out of the scene folder; make it relative to it"
         )
     return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
+
+
+def _mask(where: str, root: Path, value: Any) -> Path | None:
+    """The file of a frame's ``mask_path``, which is relative to the scene folder like its image."""
+    if value is None:
+        return None
+    _name(where, "mask_path", value)
+    if not os.path.isfile(root / value):
+        raise UserError(f"{where}: no mask {brief(root / value, 300)}; restore it")
+    return root / value
 
 
 def _refuse_distortion(where: str, entry: dict, root: Path) -> None:

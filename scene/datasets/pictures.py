@@ -25,12 +25,14 @@ class Picture:
         camera: at the size that the image has on disk.
         time: in the file's unit.
         row: of the camera among those of the capture.
+        mask: an image whose white pixels are those that count, if the capture names one.
     """
 
     path: Path
     camera: Camera
     time: float
     row: int = 0
+    mask: Path | None = None
 
 
 def find_rig(pictures: Sequence[Picture]) -> list[str]:
@@ -87,7 +89,9 @@ def capture_pictures(
         for picture in pictures:
             camera = picture.camera
             slot = (len(capture.sources), 0)
-            capture.sources.append(ImageFrames((picture.path,), (camera.width, camera.height)))
+            masks = (picture.mask,) if picture.mask else ()
+            size = (camera.width, camera.height)
+            capture.sources.append(ImageFrames((picture.path,), size, masks))
             time = (picture.time - span[0]) / ((span[1] - span[0]) or 1.0)
             shots.append(Shot(camera, picture.row, rank[picture.time], time, slot))
     return capture

@@ -8,16 +8,19 @@ has an image for each camera.
 
 from __future__ import annotations
 
+import importlib
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 import numpy as np
 import pycolmap
 
 from scene.colmap import is_model, read_poses
+from script.preprocessing.colmap_tools import INSTALL
 from script.preprocessing.footage import Clip
 from utils.errors import UserError
 
@@ -96,16 +99,22 @@ def _check(camera: Calibrated, path: Path) -> None:
 
 
 def _from_toml(text: str) -> list[Calibrated]:
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib
-    tables = tomllib.loads(text)
+    tables = _toml_parser().loads(text)
     return [
         _from_table(key, table)
         for key, table in tables.items()
         if isinstance(table, dict) and "matrix" in table
     ]
+
+
+def _toml_parser() -> ModuleType:
+    """Python's own from 3.11 on, before that the package it was made of."""
+    for name in ("tomllib", "tomli"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise UserError(f"--calibration: TOML needs Python 3.11 or the package tomli: {INSTALL}")
 
 
 def _from_table(key: str, table: dict) -> Calibrated:

@@ -307,6 +307,15 @@ def test_compressed_panoptic_cloud_with_a_wrong_byte(panoptic):
     _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")
 
 
+def test_signalling_nan_in_the_panoptic_cloud_is_no_warning(panoptic):
+    data = np.ones((5, 7), np.float32)
+    data.view(np.uint32)[2, 1] = 0x7F800001
+    np.savez(panoptic / "init_pt_cld.npz", data=data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        _refused(panoptic, "init_pt_cld.npz: 1 of 5 points are not finite")
+
+
 def test_panoptic_cloud_with_a_pickle_is_not_unpickled(panoptic):
     np.savez(panoptic / "init_pt_cld.npz", data=np.array([{"a": 1}], dtype=object))
     _refused(panoptic, "init_pt_cld.npz: has no readable array 'data'")

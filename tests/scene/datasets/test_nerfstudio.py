@@ -284,3 +284,40 @@ def test_the_colmap_model_that_it_was_made_from_goes_behind(tmp_path):
 def test_two_moments_are_enough_for_a_rig(tmp_path):
     builders.nerfstudio_scene(tmp_path, frames=2, cameras=3)
     assert builders.load(tmp_path).camera_names == ["eye0", "eye1", "eye2"]
+
+
+# Masks
+
+
+def _masked(root, white: int) -> None:
+    """Gives frame 3 a mask whose left ``white`` columns count."""
+    mask = np.zeros((builders.SIZE[1], builders.SIZE[0], 3), np.uint8)
+    mask[:, :white] = 255
+    builders.save(root / "own_masks/third.png", mask)
+    _edit(root, lambda m: _entry(m, 3).update(mask_path="own_masks/third.png"))
+
+
+def _entry(meta: dict, number: int) -> dict:
+    return next(f for f in meta["frames"] if f["file_path"].endswith(f"{number:05d}.png"))
+
+
+def test_a_mask_path_is_the_mask_of_its_frame_alone(moving):
+    _masked(moving, white=5)
+    views = {view.camera.name: view for view in builders.load(moving).train}
+    mask = views.pop("frame_00003").mask()
+    assert mask[:, :5].all() and not mask[:, 5:].any()
+    assert all(view.mask() is None for view in views.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("own_masks/none.png", "frame 6: no mask .*none.png; restore it"),
+        ("/etc/passwd", "mask_path /etc/passwd leads out"),
+        ([1], "mask_path names no file"),
+    ],
+)
+def test_a_mask_path_that_is_none_is_refused(moving, path, match):
+    _edit(moving, lambda m: _entry(m, 3).update(mask_path=path))
+    with pytest.raises(UserError, match=match):
+        builders.load(moving)
