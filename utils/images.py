@@ -36,15 +36,19 @@ def natural_key(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def check_image(path: str | Path) -> tuple[int, int]:
+def check_image(path: str | Path, *, checksums: bool = False) -> tuple[int, int]:
     """(width, height) of an image whose header and end are whole, at a fraction of a decode's cost.
+
+    Args:
+        path: any format that Pillow reads.
+        checksums: of a PNG, reads all of it and compares what its chunks say of themselves.
 
     Raises:
         UserError: the file is missing, no image, or cut short.
     """
     path = Path(path)
     try:
-        _check_png(path, checksums=False)
+        _check_png(path, checksums=checksums)
         with Image.open(path) as image:
             size, kind = image.size, image.format
             if not _has_end_marker(path, kind):
@@ -100,6 +104,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         UserError: the file is missing, no image, or damaged.
     """
     return np.array(Image.fromarray(read_image(path, background=(0, 0, 0))).convert("L"))
+
+
 def _check_png(path: Path, *, checksums: bool) -> None:
     """Looks at a PNG's chunks before Pillow does, which allocates whatever length a chunk claims.
 

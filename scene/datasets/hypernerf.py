@@ -11,6 +11,7 @@ clip in use runs from 0 to 1.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from utils.errors import UserError
 from utils.images import SUFFIXES, check_image
 
 MARKER = "dataset.json"
-_CLOUDS = ("points3D_downsample2.ply", "points3D_downsample.ply", "points3d.ply")
+CLOUDS = ("points3D_downsample2.ply", "points3D_downsample.ply", "points3d.ply")
 _POINTS = "points.npy"
 _GRID = 17  # points along each axis of an image, at which distortion is looked at
 
@@ -49,8 +50,8 @@ def load(root: Path, model: ModelParams) -> Capture:
     """
     if model.test_cameras:
         raise UserError(f"--test_cameras: in this format {MARKER} names the test views")
-    train_ids, test_ids = _split(root / MARKER)
-    reader = _Reader(root, model.images)
+    train_ids, test_ids = split(root / MARKER)
+    reader = Reader(root, model.images)
     train = [reader.picture(name) for name in train_ids]
     test = [reader.picture(name) for name in test_ids]
     if reader.displaced > 0:
@@ -74,7 +75,7 @@ def _number_cameras(pictures: list[Picture]) -> list[str]:
     return [f"cam{i:02d}" for i in ids] if len(ids) > 1 else ["moving"]
 
 
-def _split(path: Path) -> tuple[list[str], list[str]]:
+def split(path: Path) -> tuple[list[str], list[str]]:
     """The ids to train on and the held-out ones."""
     meta = read_json(path)
     if not isinstance(meta, dict):
@@ -105,7 +106,40 @@ def _ids(path: Path, meta: dict, key: str, default: Any = None) -> list[str]:
     return ids
 
 
-class _Reader:
+@dataclass(frozen=True)
+class Lens:
+    """What bends the rays of a pinhole: the lens of OpenCV.
+
+    A ray (x, y, 1) at radius r lands as if it were at
+    x (1 + k1 r² + k2 r⁴ + k3 r⁶) + 2 p1 x y + p2 (r² + 2 x²), and likewise in y.
+
+    Attributes:
+        radial: k1, k2, k3.
+        tangential: p1, p2.
+        skew: pixels that a unit of y moves to the right.
+    """
+
+    radial: np.ndarray
+    tangential: np.ndarray
+    skew: float
+
+    def displacement(self, camera: Camera) -> float:
+        """Largest distance in pixels between where a pinhole and the real lens put a ray.
+
+        Args:
+            camera: whose rays through the image, on a grid, are looked at.
+        """
+        u, v = np.linspace(0, camera.width, _GRID), np.linspace(0, camera.height, _GRID)[:, None]
+        x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
+        (k1, k2, k3), (p1, p2) = self.radial, self.tangential
+        r2 = x * x + y * y
+        swell = r2 * (k1 + r2 * (k2 + r2 * k3))
+        dx = x * swell + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+        dy = y * swell + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)
+        return float(np.hypot(camera.fx * dx + self.skew * y, camera.fy * dy).max())
+
+
+class Reader:
     """Reads pictures by id, and remembers what they have in common."""
 
     def __init__(self, root: Path, images: str) -> None:
@@ -115,15 +149,21 @@ class _Reader:
         self.metadata = read_json(self.path)
         if not isinstance(self.metadata, dict):
             raise UserError(f"{self.path}: is not a table of images by id; restore the file")
+        self.lenses: dict[str, Lens] = {}  # by id, of the pictures that were read
         self.displaced = 0.0  # pixels of the images on disk, by distortion that is left out
+
+    def moment(self, name: str) -> int:
+        """The ``warp_id`` of a picture."""
+        return self._whole(name, "warp_id")
 
     def picture(self, name: str) -> Picture:
         """One picture; its camera is named by its id, its row is the ``camera_id``."""
-        time = self._whole(name, "warp_id")
+        time = self.moment(name)
         image = self._image(name)
         file = self.root / "camera" / f"{name}.json"
-        camera, displaced = _read_camera(file, name, check_image(image))
-        self.displaced = max(self.displaced, displaced)
+        camera, lens = _read_camera(file, name, check_image(image))
+        self.lenses[name] = lens
+        self.displaced = max(self.displaced, lens.displacement(camera))
         return Picture(image, camera, float(time), self._whole(name, "camera_id", 0))
 
     def _whole(self, name: str, key: str, default: int | None = None) -> int:
@@ -160,8 +200,8 @@ def _images_folder(root: Path, images: str) -> Path:
     return found.get(2) or found[min(found)]
 
 
-def _read_camera(path: Path, name: str, size: Size) -> tuple[Camera, float]:
-    """The camera of an image of ``size``, and by how many pixels its lens really bends at most."""
+def _read_camera(path: Path, name: str, size: Size) -> tuple[Camera, Lens]:
+    """The pinhole of an image of ``size``, and what its lens really does besides."""
     meta = read_json(path)
     if not isinstance(meta, dict):
         raise UserError(f"{path}: is not a camera; restore the file")
@@ -186,46 +226,24 @@ def _read_camera(path: Path, name: str, size: Size) -> tuple[Camera, float]:
     pose[:3, :3] = value("orientation", (3, 3)).T
     pose[:3, 3] = value("position", (3,))
     camera = camera_from_pose(name, size, (*focals, *centre), pose).validate(path)
-    lens = (
+    lens = Lens(
         value("radial_distortion", (3,), [0.0] * 3),
         value("tangential_distortion", (2,), [0.0] * 2),
         float(value("skew", (), 0.0)) * scale[0],
     )
-    return camera, _displacement(camera, *lens)
-
-
-def _displacement(camera: Camera, radial: np.ndarray, tangential: np.ndarray, skew: float) -> float:
-    """Largest distance in pixels between where a pinhole and the real lens put a ray.
-
-    The lens is that of OpenCV: a ray (x, y, 1) at radius r lands as if it were at
-    x (1 + k1 r² + k2 r⁴ + k3 r⁶) + 2 p1 x y + p2 (r² + 2 x²), and likewise in y.
-
-    Args:
-        camera: whose rays through the image, on a grid, are looked at.
-        radial: k1, k2, k3.
-        tangential: p1, p2.
-        skew: pixels that a unit of y moves to the right.
-    """
-    u, v = np.linspace(0, camera.width, _GRID), np.linspace(0, camera.height, _GRID)[:, None]
-    x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
-    (k1, k2, k3), (p1, p2) = radial, tangential
-    r2 = x * x + y * y
-    swell = r2 * (k1 + r2 * (k2 + r2 * k3))
-    dx = x * swell + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
-    dy = y * swell + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)
-    return float(np.hypot(camera.fx * dx + skew * y, camera.fy * dy).max())
+    return camera, lens
 
 
 def _cloud(root: Path) -> PointCloud:
     """The initial points; those of Nerfies have no colours and start grey."""
-    for name in _CLOUDS:
+    for name in CLOUDS:
         if (root / name).exists():
             return read_ply(root / name)
     path = root / _POINTS
     if not path.exists():
         raise UserError(
-            f"{root / _CLOUDS[1]}: missing, and {_POINTS} too; make it with python "
-            f"script/pre_hypernerf.py {root}"
+            f"{root / CLOUDS[1]}: missing, and {_POINTS} too; make it with python "
+            f"script/pre_hypernerf.py --videopath {root}"
         )
     xyz = read_npy(path)
     if xyz.ndim != 2 or xyz.shape[1] != 3:

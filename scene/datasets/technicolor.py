@@ -41,21 +41,21 @@ def load(root: Path, model: ModelParams) -> Capture:
         UserError: a file is missing or damaged, or a row is no camera.
     """
     path = root / MARKER
-    rows = _read_rows(path)
+    rows = read_rows(path)
     names = [f"cam{row:02d}" for row in range(len(rows))]
     sources = _sources(root, names, model)
     held_out = names.index(HELD_OUT) if HELD_OUT in names else 0
     test = choose_cameras(model.test_cameras, names, default=[held_out] if len(names) > 1 else [])
     capture = Capture("technicolor", names, len(sources[0]), _cloud(root), path)
     cameras = [
-        _camera(name, row, source.native).validate(path)
+        row_camera(name, row, source.native).validate(path)
         for name, row, source in zip(names, rows, sources, strict=True)
     ]
     add_rig(capture, cameras, sources, test, model)
     return capture
 
 
-def _read_rows(path: Path) -> np.ndarray:
+def read_rows(path: Path) -> np.ndarray:
     """(N, 12) float64: the columns that are used, and those between."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
@@ -81,7 +81,7 @@ def _read_row(path: Path, line_number: int, line: str) -> list[float]:
     return values
 
 
-def _camera(name: str, row: np.ndarray, size: Size) -> Camera:
+def row_camera(name: str, row: np.ndarray, size: Size) -> Camera:
     """The camera of one row, for frames of ``size``."""
     focal, cx, cy = row[:3]
     sx, sy = size[0] / NATIVE[0], size[1] / NATIVE[1]
@@ -96,7 +96,7 @@ def _sources(root: Path, names: list[str], model: ModelParams) -> list[ImageFram
         UserError: a camera or a frame is missing; the line names the first.
     """
     folders = [root / model.images / name for name in names]
-    raw = _raw_frames(root, len(names))
+    raw = raw_files(root, len(names))
     missing = [folder for folder in folders if not holds_frames(folder)]
     if not missing:
         _refuse_unlisted(root / model.images, len(names))
@@ -106,10 +106,10 @@ def _sources(root: Path, names: list[str], model: ModelParams) -> list[ImageFram
     if raw is None:
         raise UserError(
             f"{missing[0]}: has no frames for this row of {MARKER}, and there are no files "
-            f"<Scene>_undist_<frame>_<camera>.png in {root}; restore them, or run python "
-            f"script/pre_technicolor.py {root}"
+            f"<Scene>_undist_<frame>_<camera>.png in {root}; restore them"
         )
-    scene, numbers = raw
+    scene, files = raw
+    numbers = sorted(set().union(*files))
     used = [numbers[i] for i in clip_frames(len(numbers), model, root)]
     return [_raw_source(root, scene, camera, used) for camera in range(len(names))]
 
@@ -128,8 +128,19 @@ def _unlisted(path: Path, number: str) -> UserError:
     )
 
 
-def _raw_frames(root: Path, cameras: int) -> tuple[str, list[int]] | None:
-    """The scene's name in the published files and the numbers of its frames.
+def raw_name(scene: str, number: int, camera: int) -> str:
+    """The name that a frame is published under."""
+    return f"{scene}_undist_{number:05d}_{camera:02d}.png"
+
+
+def raw_files(root: Path, cameras: int) -> tuple[str, list[dict[int, Path]]] | None:
+    """The scene's name in the published files, and for each camera its files by frame number.
+
+    Args:
+        cameras: how many there are; one of them may have no file.
+
+    Returns:
+        None if there is no such file at all.
 
     Raises:
         UserError: there are files of two scenes, or of a camera that has no row.
@@ -141,11 +152,14 @@ def _raw_frames(root: Path, cameras: int) -> tuple[str, list[int]] | None:
     for match in sorted(found, key=lambda match: match.group()):
         if int(match.group(3)) >= cameras:
             raise _unlisted(root / match.group(), match.group(3))
-    return (scenes[0], sorted({int(match.group(2)) for match in found})) if found else None
+    files: list[dict[int, Path]] = [{} for _ in range(cameras)]
+    for match in found:
+        files[int(match.group(3))][int(match.group(2))] = root / match.group()
+    return (scenes[0], files) if found else None
 
 
 def _raw_source(root: Path, scene: str, camera: int, numbers: list[int]) -> ImageFrames:
-    paths = tuple(root / f"{scene}_undist_{number:05d}_{camera:02d}.png" for number in numbers)
+    paths = tuple(root / raw_name(scene, number, camera) for number in numbers)
     for path in paths:
         if not path.is_file():
             raise UserError(
@@ -159,4 +173,6 @@ def _cloud(root: Path) -> PointCloud:
     path = root / _CLOUD
     if path.exists():
         return read_ply(path)
-    raise UserError(f"{path}: missing; make it with python script/pre_technicolor.py {root}")
+    raise UserError(
+        f"{path}: missing; make it with python script/pre_technicolor.py --videopath {root}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,18 @@ FAR = 5.0  # times the distance from the middle that 90 % of the points keep wit
 
 
 def triangulate_moment(
-    tools: Tools, cameras: Sequence[Camera], frames: Sequence[np.ndarray], folder: Path
+    tools: Tools,
+    cameras: Sequence[Camera],
+    frames: Iterable[np.ndarray],
+    folder: Path,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> None:
     """A model of one moment in ``folder``: ``input/``, ``input.db``, ``manual/``, ``distorted/``.
 
     Args:
         cameras: one per frame, at the frame's size.
-        frames: (H, W, 3) uint8 each.
+        frames: (H, W, 3) uint8 each, taken one after the other.
+        pairs: rows of the cameras whose frames are matched; None: all with all.
     """
     with atomic_folder(folder) as temporary:
         posed = []
@@ -41,7 +46,7 @@ def triangulate_moment(
         for camera, pixels in zip(cameras, frames, strict=True):
             posed.append(PosedImage(f"{camera.name}.png", camera))
             save_image(temporary / "input" / posed[-1].name, pixels)
-        triangulated_model(tools, posed, temporary / "input", temporary)
+        triangulated_model(tools, posed, temporary / "input", temporary, pairs)
 
 
 def merged(folders: Sequence[Path]) -> PointCloud:
@@ -61,8 +66,13 @@ def completed(
 ) -> PointCloud:
     """The cloud without stray points; with sampled points where there are too few to train from."""
     kept = without_strays(cloud, cameras)
-    if len(kept) >= ENOUGH:
-        return kept
+    return kept if len(kept) >= ENOUGH else with_samples(kept, cameras, frames, what)
+
+
+def with_samples(
+    kept: PointCloud, cameras: Sequence[Camera], frames: Sequence[np.ndarray], what: str
+) -> PointCloud:
+    """The cloud and `sample_consistent` points besides, with a note about ``what``."""
     warn(
         f"{what}: only {len(kept)} points could be triangulated (features that no other camera "
         "shows: wide baselines, bare walls); adding points where the cameras' colours agree"

@@ -55,8 +55,8 @@ class Tools(Protocol):
     def extract(self, database: Path, images: Path, names: Sequence[str], lens: str) -> None:
         """Adds features; ``lens`` is PINHOLE's parameters, separated by commas."""
 
-    def match(self, database: Path) -> None:
-        """Matches all pairs and verifies them."""
+    def match(self, database: Path, pairs: Path | None = None) -> None:
+        """Matches all pairs, or those in a file (two names a line), and verifies them."""
 
     def triangulate(self, database: Path, images: Path, model: Path, out: Path) -> None:
         """Points from matches and the known poses of ``model`` to a model in ``out``."""
@@ -114,12 +114,17 @@ class Pycolmap:
             extraction_options=options,
         )
 
-    def match(self, database: Path) -> None:
+    def match(self, database: Path, pairs: Path | None = None) -> None:
         """See `Tools`."""
         self._colmap.set_random_seed(SEED)
         options = self._colmap.FeatureMatchingOptions()
         options.num_threads = self.features.threads
-        self._colmap.match_exhaustive(database, matching_options=options)
+        if pairs is None:
+            self._colmap.match_exhaustive(database, matching_options=options)
+            return
+        listed = self._colmap.ImportedPairingOptions()
+        listed.match_list_path = str(pairs)
+        self._colmap.match_image_pairs(database, matching_options=options, pairing_options=listed)
 
     def triangulate(self, database: Path, images: Path, model: Path, out: Path) -> None:
         """See `Tools`."""
@@ -216,13 +221,15 @@ class ColmapProgram:
         )
         listed.unlink()
 
-    def match(self, database: Path) -> None:
+    def match(self, database: Path, pairs: Path | None = None) -> None:
         """See `Tools`."""
         group = self._options("FeatureMatching", "SiftMatching")
         options = {f"{group}__use_gpu": self._gpu, f"{group}__num_threads": self.features.threads}
-        self._run(
-            "exhaustive_matcher", database.parent / "colmap.log", database_path=database, **options
-        )
+        command = "exhaustive_matcher"
+        if pairs is not None:
+            command = "matches_importer"
+            options |= {"match_list_path": pairs, "match_type": "pairs"}
+        self._run(command, database.parent / "colmap.log", database_path=database, **options)
 
     def triangulate(self, database: Path, images: Path, model: Path, out: Path) -> None:
         """See `Tools`."""
@@ -256,20 +263,36 @@ class ColmapProgram:
 
 
 def triangulated_model(
-    tools: Tools, posed: Sequence[PosedImage], images: Path, folder: Path
+    tools: Tools,
+    posed: Sequence[PosedImage],
+    images: Path,
+    folder: Path,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Path:
     """Features, matches and points of images whose poses are known.
 
     Leaves in ``folder``: ``input.db``, ``manual/`` (the known model, as text, without points) and
     ``distorted/sparse`` (the model with points, which is returned).
+
+    Args:
+        pairs: rows of ``posed`` that are matched; None: all with all.
     """
     database, manual, sparse = folder / "input.db", folder / "manual", folder / "distorted/sparse"
     for lens, names in _by_lens(posed).items():
         tools.extract(database, images, names, lens)
-    tools.match(database)
+    tools.match(database, None if pairs is None else _write_pairs(folder, posed, pairs))
     write_known_model(manual, posed, database)
     tools.triangulate(database, images, manual, sparse)
     return sparse
+
+
+def _write_pairs(
+    folder: Path, posed: Sequence[PosedImage], pairs: Sequence[tuple[int, int]]
+) -> Path:
+    path = folder / "pairs.txt"
+    lines = [f"{posed[a].name} {posed[b].name}\n" for a, b in pairs]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def _by_lens(posed: Sequence[PosedImage]) -> dict[str, list[str]]:

@@ -20,22 +20,35 @@ OUR_FOLDERS = ("images", "colmap", "sparse", "report", "masks")  # in a scene, b
 
 @dataclass(frozen=True)
 class Clip:
-    """The frames of one camera. ``fps`` is None for images, which do not say."""
+    """The frames of one camera. ``fps`` is None for images, which do not say.
+
+    ``files`` are its images where they are not all that is in the folder ``path``.
+    """
 
     name: str
     path: Path
     size: Size
     frames: int
     fps: float | None
+    files: tuple[Path, ...] = ()
 
     @property
     def is_video(self) -> bool:
         """Whether the frames are in a video file."""
         return self.fps is not None
 
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The files or the folder that all frames are in."""
+        return self.files or [self.path]
+
+    def images(self) -> Sequence[Path]:
+        """The files of the frames, if it is no video."""
+        return self.files or list_images(self.path)
+
     def file(self, index: int) -> Path:
         """The file that a frame is in."""
-        return self.path if self.is_video else list_images(self.path)[index]
+        return self.path if self.is_video else self.images()[index]
 
     def read(self, indices: Sequence[int], size: Size | None = None) -> Iterator[np.ndarray]:
         """The frames of these ascending indices: (H, W, 3) uint8 RGB, area-filtered to ``size``.
@@ -46,15 +59,23 @@ class Clip:
         if self.is_video:
             yield from read_video(self.path, indices, size)
             return
-        files = list_images(self.path)
+        files = self.images()
         for index in indices:
             pixels = read_image(files[index])
-            if pixels.shape[1::-1] != self.size:
-                raise UserError(
-                    f"{files[index]}: is {pixels.shape[1]} x {pixels.shape[0]} where the others "
-                    f"are {self.size[0]} x {self.size[1]}; export the frames again at one size"
-                )
+            self.check_size(files[index], pixels.shape[1::-1])
             yield pixels if size is None else resize_image(pixels, size)
+
+    def check_size(self, file: Path, size: Size) -> None:
+        """Refuses an image that has another size than the rest.
+
+        Raises:
+            UserError: it has; the line names the file.
+        """
+        if tuple(size) != tuple(self.size):
+            raise UserError(
+                f"{file}: is {size[0]} x {size[1]} where the others are "
+                f"{self.size[0]} x {self.size[1]}; export the frames again at one size"
+            )
 
 
 def find_clips(root: Path, pattern: str = "*") -> list[Clip]:

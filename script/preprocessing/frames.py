@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -43,6 +44,7 @@ class Extraction:
         size: (width, height) before the change, area-filtered.
         suffix: png, or jpg (a tenth of the space, a little loss).
         change: undistortion.
+        link: files that need no change are linked, or else copied, in place of being written anew.
     """
 
     clip: Clip
@@ -51,17 +53,25 @@ class Extraction:
     size: Size
     suffix: str = "png"
     change: Change | None = None
+    link: bool = False
 
     @property
     def step(self) -> Step:
         """How it is recognised as done."""
         change = self.change.key if self.change else None
         settings = [list(self.frames), self.suffix, list(self.size), change]
-        return Step(f"frames {self.target.name}", [self.clip.path], [self.target], settings)
+        return Step(f"frames {self.target.name}", self.clip.sources, [self.target], settings)
 
     def names(self) -> list[str]:
         """The files: ``0000.png`` and on."""
         return [f"{i:04d}.{self.suffix}" for i in range(len(self.frames))]
+
+    @property
+    def is_link(self) -> bool:
+        """Whether its files can be those of the clip."""
+        if not self.link or self.change or self.clip.is_video or self.size != self.clip.size:
+            return False
+        return all(self.clip.file(i).suffix.lower() == f".{self.suffix}" for i in self.frames)
 
 
 class _Stopped(Exception):
@@ -124,12 +134,29 @@ def _run_all(jobs: Sequence[Extraction], steps: Steps, bar: tqdm) -> None:
 
 def _write(job: Extraction, bar: tqdm, stop: threading.Event) -> None:
     with atomic_folder(job.target) as folder:
+        if job.is_link:
+            _link(job, folder, bar, stop)
+            return
         frames = job.clip.read(job.frames, job.size)
         for name, pixels in zip(job.names(), frames, strict=True):
             if stop.is_set():
                 raise _Stopped
             save_image(folder / name, job.change.apply(pixels) if job.change else pixels)
             bar.update()
+
+
+def _link(job: Extraction, folder: Path, bar: tqdm, stop: threading.Event) -> None:
+    """The clip's own files under the new names; a copy where the disk knows no hard links."""
+    for name, index in zip(job.names(), job.frames, strict=True):
+        if stop.is_set():
+            raise _Stopped
+        file = job.clip.file(index).resolve()
+        job.clip.check_size(file, check_image(file))
+        try:
+            os.link(file, folder / name)
+        except OSError:
+            shutil.copyfile(file, folder / name)
+        bar.update()
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:

@@ -51,10 +51,15 @@ class Rig:
 
     def key(self) -> list:
         """The poses and intrinsics as plain JSON."""
-        return [
-            [c.name, c.width, c.height, c.fx, c.fy, c.cx, c.cy, c.world_to_camera.tolist()]
-            for c in self.cameras
-        ]
+        return camera_key(self.cameras)
+
+
+def camera_key(cameras: Sequence[Camera]) -> list:
+    """Poses and intrinsics as plain JSON."""
+    return [
+        [c.name, c.width, c.height, c.fx, c.fy, c.cx, c.cy, c.world_to_camera.tolist()]
+        for c in cameras
+    ]
 
 
 def extracted(images: Path, names: Sequence[str]) -> list[Clip]:
@@ -76,18 +81,27 @@ def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
     Raises:
         UserError: COLMAP fails, or dense stereo is asked of a build that has none.
     """
+    tools, dense = chosen_tools(chosen)
+    moments = spread(rig.frames, 1 if dense else chosen.cloud_frames)
+    folders = [_triangulate(rig, i, tools, steps, chosen) for i in moments]
+    make_workspace(rig.root, tools, steps, folders[0])
+    clouds = [folder / cloud.SPARSE for folder in folders]
+    fused = Step("dense cloud" if dense else "cloud", clouds, [rig.root / FUSED], rig.key())
+    make = (lambda: fuse_dense(rig.root, tools)) if dense else (lambda: _fuse_sparse(rig, folders))
+    steps.run(fused, make)
+    thin(rig.root, steps, chosen.max_points)
+
+
+def chosen_tools(chosen: argparse.Namespace) -> tuple[Tools, bool]:
+    """COLMAP, and whether it makes a dense cloud.
+
+    Raises:
+        UserError: it is not there, or dense stereo is asked of a build that has none.
+    """
     tools = find_tools(chosen.colmap_bin, options.features(chosen))
     if chosen.dense == "on" and not tools.has_cuda:
         raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
-    dense = tools.has_cuda and chosen.dense != "off"
-    moments = spread(rig.frames, 1 if dense else chosen.cloud_frames)
-    folders = [_triangulate(rig, i, tools, steps, chosen) for i in moments]
-    _workspace(rig, tools, steps, folders[0])
-    clouds = [folder / cloud.SPARSE for folder in folders]
-    fused = Step("dense cloud" if dense else "cloud", clouds, [rig.root / FUSED], rig.key())
-    make = (lambda: _fuse_dense(rig, tools)) if dense else (lambda: _fuse_sparse(rig, folders))
-    steps.run(fused, make)
-    _thin(rig.root, steps, chosen.max_points)
+    return tools, tools.has_cuda and chosen.dense != "off"
 
 
 def _triangulate(
@@ -105,9 +119,9 @@ def _triangulate(
     return folder
 
 
-def _workspace(rig: Rig, tools: Tools, steps: Steps, first: Path) -> None:
-    """The first frame, undistorted (its cameras are pinholes: copied), as dense stereo wants it."""
-    target = rig.root / WORKSPACE
+def make_workspace(root: Path, tools: Tools, steps: Steps, first: Path) -> None:
+    """What dense stereo reads: the images of a model, undistorted (of pinholes: copied)."""
+    target = root / WORKSPACE
     step = Step("workspace", [first], [target / "images", target / "sparse"])
 
     def make() -> None:
@@ -117,9 +131,10 @@ def _workspace(rig: Rig, tools: Tools, steps: Steps, first: Path) -> None:
     steps.run(step, make)
 
 
-def _fuse_dense(rig: Rig, tools: Tools) -> None:
-    with atomic_file(rig.root / FUSED) as temporary:
-        tools.stereo(rig.root / WORKSPACE, temporary)
+def fuse_dense(root: Path, tools: Tools) -> None:
+    """``fused.ply`` by dense stereo in the workspace."""
+    with atomic_file(root / FUSED) as temporary:
+        tools.stereo(root / WORKSPACE, temporary)
 
 
 def _fuse_sparse(rig: Rig, folders: Sequence[Path]) -> None:
@@ -130,7 +145,8 @@ def _fuse_sparse(rig: Rig, folders: Sequence[Path]) -> None:
     print(f"cloud: {len(points)} points from {len(folders)} moments")
 
 
-def _thin(root: Path, steps: Steps, most: int) -> None:
+def thin(root: Path, steps: Steps, most: int) -> None:
+    """``points3D_downsample.ply``, of ``fused.ply``."""
     step = Step("initial points", [root / FUSED], [root / CLOUD], most)
 
     def make() -> None:

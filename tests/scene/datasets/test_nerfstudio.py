@@ -320,6 +320,9 @@ def test_a_mask_path_is_the_mask_of_its_frame_alone(moving):
 def test_a_mask_path_that_is_none_is_refused(moving, path, match):
     _edit(moving, lambda m: _entry(m, 3).update(mask_path=path))
     with pytest.raises(UserError, match=match):
+        builders.load(moving)
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "a folder", "no list", "no frames"])
 def test_a_damaged_file_is_not_passed_over_for_a_model(tmp_path, damage):
     truth = builders.nerfstudio_scene(tmp_path, frames=4)

@@ -99,7 +99,7 @@ def test_frames_of_two_scenes_are_refused(raw):
 def test_no_frames_at_all(raw):
     for path in raw.glob("*.png"):
         path.unlink()
-    with pytest.raises(UserError, match=r"images/cam00: has no frames.*pre_technicolor.py"):
+    with pytest.raises(UserError, match=r"images/cam00: has no frames.*restore them"):
         builders.load(raw)
 
 
