@@ -19,11 +19,16 @@ import pycolmap
 
 from scene.colmap import is_model, read_poses
 from script.preprocessing.footage import Clip
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 LARGEST_FILE = 4 << 20  # bytes; a calibration has some kilobytes
 SUBPIXELS = 64  # Qualisys counts in 64ths of a pixel
 MILLIMETRES = 1e-3  # Qualisys' lengths, in metres
+# What damaged files make of the readers and of the numbers that they hold.
+_DAMAGES = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError,
+    ElementTree.ParseError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ def read_calibration(path: Path, clips: Sequence[Clip]) -> list[Calibrated]:
         UserError: the file is missing, damaged or of no known kind, or has no camera for a clip.
     """
     found = _read(path)
+    _check_names([camera.name for camera in found], path)
+    _check_names([clip.name for clip in clips], clips[0].path.parent)
     by_name = {_plain(camera.name): camera for camera in found}
     missing = [clip.name for clip in clips if _plain(clip.name) not in by_name]
     if missing:
@@ -58,14 +65,25 @@ def read_calibration(path: Path, clips: Sequence[Clip]) -> list[Calibrated]:
     return [_fitted(by_name[_plain(clip.name)], clip, path) for clip in clips]
 
 
+def _check_names(names: Sequence[str], source: Path) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        plain = _plain(name)
+        if plain in first:
+            raise UserError(
+                f"{source}: cameras {first[plain]} and {name} have one name; rename one"
+            )
+        first[plain] = name
+
+
 def _plain(name: str) -> str:
     """cam_01, Cam01 and cam1 are the same."""
-    return re.sub(r"\d+", lambda m: str(int(m.group())), re.sub(r"[\W_]", "", name.lower()))
+    return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\W_]", "", name.lower()))
 
 
 def _read(path: Path) -> list[Calibrated]:
     if is_model(path):
-        return _from_colmap(path)
+        return [_checked(camera, path) for camera in _from_colmap(path)]
     if path.is_dir() or not path.exists():
         raise UserError(f"--calibration {path}: no such file, nor a folder with a COLMAP model")
     try:
@@ -73,26 +91,27 @@ def _read(path: Path) -> list[Calibrated]:
             raise ValueError("larger than 4 MB")
         text = path.read_text(encoding="utf-8")
         cameras = _from_xml(text) if text.lstrip().startswith("<") else _from_toml(text)
-    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
+    except _DAMAGES as error:
+        said = f"{type(error).__name__}: {brief(error)}"
         raise UserError(
-            f"--calibration {path}: not a calibration ({type(error).__name__}: {error}); give a "
-            "TOML of Pose2Sim or Anipose, a .qca.txt of Qualisys, or a COLMAP model's folder"
+            f"--calibration {path}: not a calibration ({said}); give a TOML "
+            "of Pose2Sim or Anipose, a .qca.txt of Qualisys, or a COLMAP model's folder"
         ) from None
     if not cameras:
         raise UserError(f"--calibration {path}: holds no camera")
-    for camera in cameras:
-        _check(camera, path)
-    return cameras
+    return [_checked(camera, path) for camera in cameras]
 
 
-def _check(camera: Calibrated, path: Path) -> None:
+def _checked(camera: Calibrated, path: Path) -> Calibrated:
     rotation = camera.world_to_camera[:3, :3]
     numbers = np.concatenate([camera.lens.params, camera.world_to_camera.ravel()])
-    focal = camera.lens.params[:2]
-    if not np.isfinite(numbers).all() or min(focal) <= 0 or camera.lens.width < 1:
+    focal = min(camera.lens.focal_length_x, camera.lens.focal_length_y)
+    size = min(camera.lens.width, camera.lens.height)
+    if not np.isfinite(numbers).all() or not focal > 0 or size < 1:
         raise UserError(f"{path}: {camera.name} has no usable intrinsics or pose; calibrate again")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         raise UserError(f"{path}: the rotation of {camera.name} is none; calibrate again")
+    return camera
 
 
 def _from_toml(text: str) -> list[Calibrated]:
