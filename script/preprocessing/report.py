@@ -143,8 +143,9 @@ def _observe_point(model, point, rows, cameras, frames, errors, ratios) -> None:
         pixel = cameras[row].project(point.xyz[None])[0][0]
         errors[row].append(float(np.linalg.norm(pixel - where)))
         lights[row] = _brightness(frames[row], where)
-    mean = np.mean(list(lights.values()))
     for row, light in lights.items():
+        others = [other for its, other in lights.items() if its != row]
+        mean = float(np.mean(others)) if others else 0.0
         if 10 < light < 245 and 10 < mean < 245:  # neither black nor burnt out
             ratios[row].append(float(np.log(light / mean)))
 
