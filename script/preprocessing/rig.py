@@ -62,7 +62,24 @@ def extracted(images: Path, names: Sequence[str]) -> list[Clip]:
     return [probe(images / name) for name in names]
 
 
-def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
+def chosen_tools(root: Path, chosen: argparse.Namespace) -> Tools:
+    """COLMAP as the flags want it; asked for before any work, so that it is missed at once.
+
+    Args:
+        root: the scene folder, which gets a program's log.
+        chosen: flags of `options.add_cloud`.
+
+    Raises:
+        UserError: it is not there, or dense stereo is asked of a build that has none.
+    """
+    log = root / "colmap" / "colmap.log"
+    tools = find_tools(chosen.colmap_bin, options.features(chosen), log)
+    if chosen.dense == "on" and not tools.has_cuda:
+        raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
+    return tools
+
+
+def make_points(rig: Rig, tools: Tools, steps: Steps, chosen: argparse.Namespace) -> list[Path]:
     """``colmap/`` and ``points3D_downsample.ply``: the way of N3V's published preparation.
 
     For the first frame, and without dense stereo for others too, ``colmap/frame_0000/`` with
@@ -73,12 +90,12 @@ def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
     Args:
         chosen: flags of `options.add_cloud`.
 
+    Returns:
+        The folders of the moments that were triangulated.
+
     Raises:
-        UserError: COLMAP fails, or dense stereo is asked of a build that has none.
+        UserError: COLMAP fails.
     """
-    tools = find_tools(chosen.colmap_bin, options.features(chosen))
-    if chosen.dense == "on" and not tools.has_cuda:
-        raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
     dense = tools.has_cuda and chosen.dense != "off"
     moments = spread(rig.frames, 1 if dense else chosen.cloud_frames)
     folders = [_triangulate(rig, i, tools, steps, chosen) for i in moments]
@@ -88,6 +105,7 @@ def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
     make = (lambda: _fuse_dense(rig, tools)) if dense else (lambda: _fuse_sparse(rig, folders))
     steps.run(fused, make)
     _thin(rig.root, steps, chosen.max_points)
+    return folders
 
 
 def _triangulate(
