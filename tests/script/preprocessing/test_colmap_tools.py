@@ -78,9 +78,7 @@ def test_a_model_is_read_back_by_us_and_by_colmap(tmp_path):
     ours, theirs = read_model(tmp_path / "m"), pycolmap.Reconstruction(tmp_path / "m")
     assert np.array_equal(ours.points.xyz, cloud.xyz) and np.array_equal(ours.points.rgb, cloud.rgb)
     assert theirs.num_points3D() == 5
-    for read, (name, camera) in zip(
-        ours.images, ((p.name, p.camera) for p in images), strict=True
-    ):
+    for read, (name, camera) in zip(ours.images, ((p.name, p.camera) for p in images), strict=True):
         number, lens_number = numbers[name]
         w2c = camera.world_to_camera.numpy()
         assert read.name == name and read.camera_id == lens_number
@@ -182,7 +180,7 @@ def test_a_failure_is_one_line_with_the_log_and_nothing_half(
     assert f"{command}: failed with exit code 1 (ERROR: the disk is über-full)" in said
     assert said.endswith(str(log)) and "a line before it" in log.read_text()
     assert not (tmp_path / gone).exists()
-    left = [p for p in (tmp_path / "colmap").rglob(".*")]
+    left = list((tmp_path / "colmap").rglob(".*"))
     assert not left and not (tmp_path / "points3D_downsample.ply").exists()
     monkeypatch.setenv("FAKE_COLMAP", "cuda")
     prepare(tmp_path, "--colmap_bin", program)
