@@ -163,7 +163,8 @@ def _observe_point(model, point, rows, cameras, frames, errors, ratios) -> None:
         pixel = cameras[row].project(point.xyz[None])[0][0]
         errors[row].append(float(np.linalg.norm(pixel - where)))
         lights[row] = _brightness(frames[row], where)
-    usable = sorted(row for row, light in lights.items() if 10 < light < 245)  # not burnt out
+    # Neither black nor burnt out.
+    usable = sorted(row for row, light in lights.items() if 10 < light < 245)
     for a, b in itertools.combinations(usable, 2):
         ratios.setdefault((a, b), []).append(float(np.log(lights[a] / lights[b])))
 

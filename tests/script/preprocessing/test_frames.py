@@ -16,7 +16,6 @@ from script.preprocessing.footage import find_clips, probe
 from script.preprocessing.frames import Change, Extraction, extract
 from script.preprocessing.steps import Steps
 from utils.errors import UserError
-from utils.files import atomic_folder
 from utils.images import read_image
 from utils.video import read_video, write_video
 
@@ -193,27 +192,6 @@ def test_a_disk_that_is_full_names_a_file_and_leaves_nothing(scene, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         extract(jobs(scene), Steps(scene))
     assert not list((scene / "images").iterdir())
-
-
-def test_many_folders_at_once_keep_the_umask(tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
-
-    mask = os.umask(0o027)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-
-        def make(i: int) -> int:
-            with atomic_folder(tmp_path / str(i)):
-                pass
-            return (tmp_path / str(i)).stat().st_mode & 0o777
-
-        with ThreadPoolExecutor(8) as pool:
-            modes = set(pool.map(make, range(400)))
-        assert modes == {0o750} and os.umask(0o027) == 0o027
-    finally:
-        sys.setswitchinterval(interval)
-        os.umask(mask)
 
 
 @pytest.mark.slow
