@@ -39,7 +39,7 @@ from scene.cameras import Camera, camera_from_pose
 from scene.datasets.hypernerf import CLOUDS, MARKER, Lens, Reader, fits, split
 from scene.point_cloud import write_ply
 from script.preprocessing import cloud, options
-from script.preprocessing.colmap_tools import INSTALL
+from script.preprocessing.colmap_tools import INSTALL, Tools
 from script.preprocessing.footage import spread
 from script.preprocessing.rig import (
     CLOUD,
@@ -47,6 +47,7 @@ from script.preprocessing.rig import (
     camera_key,
     chosen_tools,
     fuse_dense,
+    is_dense,
     make_workspace,
     thin,
 )
@@ -190,13 +191,15 @@ def choose_pairs(cameras: Sequence[Camera]) -> list[tuple[int, int]] | None:
 # ---- the points ---------------------------------------------------------------------------------
 
 
-def make_points(root: Path, photos: Photos, steps: Steps, chosen: argparse.Namespace) -> None:
+def make_points(
+    root: Path, photos: Photos, tools: Tools, steps: Steps, chosen: argparse.Namespace
+) -> None:
     """``colmap/`` and ``points3D_downsample.ply``.
 
     Raises:
-        UserError: COLMAP fails, or dense stereo is asked of a build that has none.
+        UserError: COLMAP fails.
     """
-    tools, dense = chosen_tools(chosen)
+    dense = is_dense(tools, chosen)
     folder, pairs = root / POSED, choose_pairs(photos.cameras)
     settings = [camera_key(photos.cameras), photos.keys, chosen.max_image_size]
     settings += [chosen.max_features, chosen.colmap_bin]
@@ -231,9 +234,10 @@ def _fuse_sparse(root: Path, photos: Photos) -> None:
 def prepare(chosen: argparse.Namespace) -> None:
     """All steps of one capture."""
     root = options.folder(chosen.videopath)
+    tools = chosen_tools(root, chosen)
     photos = find_photos(root, chosen.images, chosen.max_images)
     print(f"{root}: {len(photos.paths)} images to train on, from {photos.paths[0].parent}")
-    make_points(root, photos, Steps(root, redo=chosen.redo), chosen)
+    make_points(root, photos, tools, Steps(root, redo=chosen.redo), chosen)
     first = next(name for name in CLOUDS if (root / name).exists())
     if first != CLOUD:
         warn(f"{root / first}: is read before {CLOUD}; move it away to train from the new points")

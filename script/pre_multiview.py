@@ -40,9 +40,10 @@ from scene.inspect import draw_rig, poses_of
 from scene.point_cloud import read_ply
 from scene.views import scene_extent
 from script.preprocessing import options, report, sync
+from script.preprocessing.colmap_tools import require_pycolmap
 from script.preprocessing.footage import Clip, check_rates, choose_frames, find_clips, spread
 from script.preprocessing.frames import Change, Extraction, extract
-from script.preprocessing.rig import CLOUD, Rig, extracted, make_points
+from script.preprocessing.rig import CLOUD, Rig, chosen_tools, extracted, make_points
 from script.preprocessing.steps import Step, Steps, warn
 from utils.errors import UserError, cli
 from utils.files import atomic_file, atomic_folder, write_json
@@ -74,9 +75,10 @@ class Capture:
 
 def synchronised(clips: list[Clip], frames: range, chosen: argparse.Namespace) -> Capture:
     """The time offsets, and with --apply_offsets the frames that are of the same moments."""
-    if chosen.no_sync or len(frames) < sync.SHORTEST or len(clips) < 2:
+    every = range(frames.start, frames.stop)  # offsets are in frames of the clip, not in steps
+    if chosen.no_sync or len(every) < sync.SHORTEST or len(clips) < 2:
         return Capture(clips, [frames] * len(clips), None, [])
-    energies = sync.all_energies(clips, frames)
+    energies = sync.all_energies(clips, every)
     offsets = sync.estimate_offsets(energies, chosen.max_offset)
     shifts = [round(offset.frames) if offset.is_clear else 0 for offset in offsets]
     out_of_step = [f"{c.name} {s:+d}" for c, s in zip(clips, shifts, strict=True) if s]
@@ -214,6 +216,8 @@ def prepare(chosen: argparse.Namespace) -> None:
                         "new folder for the scene")  # fmt: skip
     check_rates(clips)
     frames = choose_frames(clips, chosen.startframe, chosen.endframe, chosen.step)
+    require_pycolmap()
+    tools = chosen_tools(out, chosen)
     print(f"{chosen.footage}: {len(clips)} cameras, {len(frames)} frames of each")
     out.mkdir(parents=True, exist_ok=True)
     steps = Steps(out, redo=chosen.redo)
@@ -226,9 +230,9 @@ def prepare(chosen: argparse.Namespace) -> None:
     _extract(capture, [change for _, change in both], out, steps, chosen)
     names = [camera.name for camera in cameras]
     rig = Rig(out, cameras, extracted(out / "images", names), range(len(capture.frames[0])))
-    make_points(rig, steps, chosen)
+    folders = make_points(rig, tools, steps, chosen)
     write_model(out, cameras, steps)
-    write_report(rig, capture, missing, chosen)
+    write_report(rig, folders, capture, missing, chosen)
 
 
 def _extract(
@@ -267,12 +271,16 @@ def write_model(out: Path, cameras: Sequence[Camera], steps: Steps) -> None:
 
 
 def write_report(
-    rig: Rig, capture: Capture, missing: list[str], chosen: argparse.Namespace
+    rig: Rig,
+    folders: Sequence[Path],
+    capture: Capture,
+    missing: list[str],
+    chosen: argparse.Namespace,
 ) -> None:
     """``report.md`` and its pictures; the scene is read as training reads it."""
     out = rig.root
     scene = load_scene(ModelParams(source_path=str(out), duration=0))
-    findings = examine(rig, capture, missing, chosen)
+    findings = examine(rig, folders, capture, missing, chosen)
     pictures = [("The rig", "report/rig.png"), ("What the cameras see", "report/cameras.jpg")]
     report.save_picture(out / "report/rig.png", draw_rig(scene, poses_of(scene)))
     names = [camera.name for camera in rig.cameras]
@@ -290,13 +298,15 @@ def write_report(
 
 
 def examine(
-    rig: Rig, capture: Capture, missing: list[str], chosen: argparse.Namespace
+    rig: Rig,
+    folders: Sequence[Path],
+    capture: Capture,
+    missing: list[str],
+    chosen: argparse.Namespace,
 ) -> report.Findings:
-    """Everything that the report says."""
+    """Everything that the report says; ``folders`` are of the moments that were triangulated."""
     cloud = read_ply(rig.root / CLOUD)
-    folders = sorted((rig.root / "colmap").glob("frame_*"))
-    moments = {folder: rig.moment(int(folder.name[6:])) for folder in folders
-               if int(folder.name[6:]) in rig.frames}  # fmt: skip
+    moments = {folder: rig.moment(int(folder.name[6:])) for folder in folders}
     observations, errors, gains = report.observe(rig.cameras, moments)
     near = report.neighbours(rig.cameras)
     cameras = [

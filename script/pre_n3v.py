@@ -29,7 +29,7 @@ from scene.datasets.n3v import MARKER, read_rows, row_camera
 from script.preprocessing import options
 from script.preprocessing.footage import Clip, check_rates, choose_frames, find_clips
 from script.preprocessing.frames import Extraction, extract
-from script.preprocessing.rig import Rig, extracted, make_points
+from script.preprocessing.rig import Rig, chosen_tools, extracted, make_points
 from script.preprocessing.steps import Steps
 from utils.errors import UserError, cli
 
@@ -67,6 +67,7 @@ def prepare(chosen: argparse.Namespace) -> None:
     check_rates(clips)
     sizes = [options.smaller(clip.size, chosen.resolution) for clip in clips]
     cameras = known_cameras(root, clips, sizes)
+    tools = chosen_tools(root, chosen)
     print(f"{root}: {len(clips)} cameras, {len(frames)} frames of each")
     steps = Steps(root, redo=chosen.redo)
     rig = Rig(root, cameras, clips, frames)
@@ -78,7 +79,7 @@ def prepare(chosen: argparse.Namespace) -> None:
         extract(jobs, steps)
         done = extracted(root / "images", [clip.name for clip in clips])
         rig = Rig(root, cameras, done, range(len(frames)))
-    make_points(rig, steps, chosen)
+    make_points(rig, tools, steps, chosen)
     print(f"ready: python -m scene.inspect {root}")
 
 

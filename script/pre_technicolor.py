@@ -41,7 +41,7 @@ from scene.datasets.technicolor import MARKER, raw_files, raw_name, read_rows, r
 from script.preprocessing import options
 from script.preprocessing.footage import Clip, choose_frames, find_clips, probe
 from script.preprocessing.frames import MOST_THREADS, Extraction, extract
-from script.preprocessing.rig import Rig, extracted, make_points
+from script.preprocessing.rig import Rig, chosen_tools, extracted, make_points
 from script.preprocessing.steps import Step, Steps, warn
 from utils.errors import UserError, cli
 from utils.files import write_json
@@ -218,6 +218,7 @@ def prepare(chosen: argparse.Namespace) -> None:
     """All steps of one scene."""
     root = options.folder(chosen.videopath)
     names = [f"cam{row:02d}" for row in range(len(read_rows(root / MARKER)))]
+    tools = chosen_tools(root, chosen)
     steps = Steps(root, redo=chosen.redo)
     raw = raw_files(root, len(names))
     if raw is None:
@@ -231,7 +232,7 @@ def prepare(chosen: argparse.Namespace) -> None:
     if raw is not None:
         _extract(clips, cameras, root, steps, chosen)
         clips, frames = extracted(root / "images", names), range(len(frames))
-    make_points(Rig(root, cameras, clips, frames), steps, chosen)
+    make_points(Rig(root, cameras, clips, frames), tools, steps, chosen)
     print(f"ready: python -m scene.inspect {root}")
 
 

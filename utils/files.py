@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_ASKING = threading.Lock()
 
 
 def _sync(path: Path) -> None:
@@ -81,6 +84,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _ASKING:  # it can only be read by setting it: two threads at once would leave it at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

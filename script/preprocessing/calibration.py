@@ -28,9 +28,10 @@ LARGEST_FILE = 4 << 20  # bytes; a calibration has some kilobytes
 SUBPIXELS = 64  # Qualisys counts in 64ths of a pixel
 WIDEST = 1 << 20  # pixels; a frame has some thousands
 MILLIMETRES = 1e-3  # Qualisys' lengths, in metres
-# What damaged files raise; TOML and XML may be nested more deeply than Python can follow.
+# What damaged files make of the readers and of the numbers that they hold; TOML and XML may be
+# nested more deeply than Python can follow.
 _DAMAGE = (
-    *(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError),
+    *(OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
     ElementTree.ParseError,
 )
 
@@ -57,6 +58,8 @@ def read_calibration(path: Path, clips: Sequence[Clip]) -> list[Calibrated]:
         UserError: the file is missing, damaged or of no known kind, or has no camera for a clip.
     """
     found = _read(path)
+    _check_names([camera.name for camera in found], path)
+    _check_names([clip.name for clip in clips], clips[0].path.parent)
     by_name = {_plain(camera.name): camera for camera in found}
     missing = [clip.name for clip in clips if _plain(clip.name) not in by_name]
     if missing:
@@ -67,9 +70,20 @@ def read_calibration(path: Path, clips: Sequence[Clip]) -> list[Calibrated]:
     return [_fitted(by_name[_plain(clip.name)], clip, path) for clip in clips]
 
 
+def _check_names(names: Sequence[str], source: Path) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        plain = _plain(name)
+        if plain in first:
+            raise UserError(
+                f"{source}: cameras {first[plain]} and {name} have one name; rename one"
+            )
+        first[plain] = name
+
+
 def _plain(name: str) -> str:
     """cam_01, Cam01 and cam1 are the same."""
-    return re.sub(r"\d+", lambda m: str(int(m.group())), re.sub(r"[\W_]", "", name.lower()))
+    return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\W_]", "", name.lower()))
 
 
 def _read(path: Path) -> list[Calibrated]:
@@ -86,9 +100,7 @@ def _read(path: Path) -> list[Calibrated]:
         ) from None
     if not cameras:
         raise UserError(f"--calibration {path}: holds no camera")
-    for camera in cameras:
-        _check(camera, path)
-    return cameras
+    return [_checked(camera, path) for camera in cameras]
 
 
 def _from_file(path: Path) -> list[Calibrated]:
@@ -98,14 +110,16 @@ def _from_file(path: Path) -> list[Calibrated]:
     return _from_xml(text) if text.lstrip().startswith("<") else _from_toml(text)
 
 
-def _check(camera: Calibrated, path: Path) -> None:
+def _checked(camera: Calibrated, path: Path) -> Calibrated:
     rotation = camera.world_to_camera[:3, :3]
     numbers = np.concatenate([camera.lens.params, camera.world_to_camera.ravel()])
     focal = [camera.lens.params[i] for i in camera.lens.focal_length_idxs()]
-    if not (np.abs(numbers) < LARGEST).all() or min(focal) <= 0:
+    size = min(camera.lens.width, camera.lens.height)
+    if not (np.abs(numbers) < LARGEST).all() or not min(focal) > 0 or size < 1:
         raise UserError(f"{path}: {camera.name} has no usable intrinsics or pose; calibrate again")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         raise UserError(f"{path}: the rotation of {camera.name} is none; calibrate again")
+    return camera
 
 
 def _from_toml(text: str) -> list[Calibrated]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from scene.cameras import Camera
 from scene.point_cloud import PointCloud
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 INSTALL = "pip install -r requirements-preprocess.txt"
 BA_TOLERANCE = 1e-6  # of point_triangulator's bundle adjustment, as published for N3V
@@ -68,21 +68,31 @@ class Tools(Protocol):
         """Depth maps, and from them the cloud ``fused``."""
 
 
-def find_tools(binary: str | None, features: Features) -> Tools:
+def find_tools(binary: str | None, features: Features, log: Path) -> Tools:
     """The program ``binary`` if one is named, else pycolmap.
+
+    Args:
+        log: where a program's output goes.
 
     Raises:
         UserError: neither is there.
     """
     if binary:
-        return ColmapProgram(binary, features)
+        return ColmapProgram(binary, features, log)
+    require_pycolmap(", or name a COLMAP program with --colmap_bin")
+    return Pycolmap(features)
+
+
+def require_pycolmap(otherwise: str = "") -> None:
+    """Passes where pycolmap can be imported.
+
+    Raises:
+        UserError: it is not installed; the line ends with ``otherwise``.
+    """
     try:
         import pycolmap  # noqa: F401
     except ImportError:
-        raise UserError(
-            f"pycolmap is not installed: {INSTALL}, or name a COLMAP program with --colmap_bin"
-        ) from None
-    return Pycolmap(features)
+        raise UserError(f"pycolmap is not installed: {INSTALL}{otherwise}") from None
 
 
 class Pycolmap:
@@ -131,7 +141,6 @@ class Pycolmap:
         known = self._colmap.Reconstruction(model)
         options = self._colmap.IncrementalPipelineOptions()
         options.ba_global_function_tolerance = BA_TOLERANCE
-        options.triangulation.ignore_two_view_tracks = False  # few cameras: a third of all points
         options.triangulation.ignore_two_view_tracks = False  # few cameras: pairs are half of all
         options.random_seed = SEED
         out.mkdir(parents=True, exist_ok=True)
@@ -150,105 +159,130 @@ class Pycolmap:
 class ColmapProgram:
     """COLMAP as a program; its output goes to a log, the end of which is shown when it fails."""
 
-    def __init__(self, binary: str, features: Features) -> None:
+    def __init__(self, binary: str, features: Features, log: Path) -> None:
         """Asks the program what it is.
+
+        Args:
+            binary: its path, or its name on the search path.
+            features: how they are found.
+            log: what its output is added to; outside of the folders that a failure takes away.
 
         Raises:
             UserError: it cannot be run, or is no COLMAP.
         """
         self.binary = binary
         self.features = features
+        self.log = log
         banner = self._banner()
         self.has_cuda = "with CUDA" in banner and "without CUDA" not in banner
         self._gpu = "1" if self.has_cuda else "0"
 
     def _banner(self) -> str:
         try:
-            done = subprocess.run([self.binary, "help"], capture_output=True, text=True, timeout=60)
+            text = self._said("help")
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"--colmap_bin {self.binary}: cannot be run ({error})") from None
-        text = done.stdout + done.stderr
         if "COLMAP" not in text:
             raise UserError(f"--colmap_bin {self.binary}: is no COLMAP; name its program")
         return text
 
-    def _run(self, command: str, log: Path, **options: object) -> None:
+    def _said(self, *words: str) -> str:
+        done = subprocess.run(
+            [self.binary, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout.decode(errors="replace")
+
+    def _run(self, command: str, **options: object) -> None:
         """``colmap <command> --key value …``; a dot in an option's name is written as two lines."""
         words = [self.binary, command]
         for name, value in options.items():
             words += [f"--{name.replace('__', '.')}", str(value)]
-        with log.open("ab") as file:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as file:
+            file.write(f"\n$ {' '.join(words)}\n".encode())
+            file.flush()
+            start = file.tell()
             done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            last = lines[-1] if lines else "it said nothing"
+            lines = self.log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+            last = brief(lines[-1]) if lines else "it said nothing"
             raise UserError(
                 f"{self.binary} {command}: failed with exit code {done.returncode} ({last}); "
-                f"its output is in {log}"
+                f"its output is in {self.log}"
             )
 
-    def _options(self, current: str, older: str) -> str:
-        """COLMAP 3.12 renamed a group of options; the help of the command tells which it has."""
-        command = {
-            "FeatureExtraction": "feature_extractor",
-            "FeatureMatching": "exhaustive_matcher",
-        }
-        done = subprocess.run(
-            [self.binary, command[current], "-h"], capture_output=True, text=True, check=False
-        )
-        return current if f"--{current}." in done.stdout + done.stderr else older
+    def _named(self, command: str, groups: Sequence[str], **values: object) -> dict[str, object]:
+        """Options under the group's name that the program has them in.
+
+        Since 3.12 COLMAP has moved them, some at a time, from the last group to the first; the
+        help of the command tells where they are.
+        """
+        known = self._said(command, "-h")
+        found = {}
+        for name, value in values.items():
+            group = next((g for g in groups if f"--{g}.{name} " in known), groups[-1])
+            found[f"{group}__{name}"] = value
+        return found
 
     def extract(self, database: Path, images: Path, names: Sequence[str], lens: str) -> None:
         """See `Tools`."""
         listed = database.parent / "image_list.txt"
         listed.write_text("\n".join(names) + "\n", encoding="utf-8")
-        group = self._options("FeatureExtraction", "SiftExtraction")
         self._run(
             "feature_extractor",
-            database.parent / "colmap.log",
             database_path=database,
             image_path=images,
             image_list_path=listed,
             ImageReader__camera_model="PINHOLE",
             ImageReader__camera_params=lens,
             ImageReader__single_camera_per_image=1,
-            SiftExtraction__max_num_features=self.features.max_num,
-            **{
-                f"{group}__max_image_size": self.features.max_image_size,
-                f"{group}__use_gpu": self._gpu,
-                f"{group}__num_threads": self.features.threads,
-            },
+            **self._named(
+                "feature_extractor",
+                ("FeatureExtraction", "SiftExtraction"),
+                max_num_features=self.features.max_num,
+                max_image_size=self.features.max_image_size,
+                use_gpu=self._gpu,
+                num_threads=self.features.threads,
+            ),
         )
         listed.unlink()
 
     def match(self, database: Path, pairs: Path | None = None) -> None:
         """See `Tools`."""
-        group = self._options("FeatureMatching", "SiftMatching")
-        options = {f"{group}__use_gpu": self._gpu, f"{group}__num_threads": self.features.threads}
-        command = "exhaustive_matcher"
-        if pairs is not None:
-            command = "matches_importer"
+        options = self._named(
+            "exhaustive_matcher" if pairs is None else "matches_importer",
+            ("FeatureMatching", "SiftMatching"),
+            use_gpu=self._gpu,
+            num_threads=self.features.threads,
+        )
+        if pairs is None:
+            self._run("exhaustive_matcher", database_path=database, **options)
+        else:
             options |= {"match_list_path": pairs, "match_type": "pairs"}
-        self._run(command, database.parent / "colmap.log", database_path=database, **options)
+            self._run("matches_importer", database_path=database, **options)
 
     def triangulate(self, database: Path, images: Path, model: Path, out: Path) -> None:
         """See `Tools`."""
         out.mkdir(parents=True, exist_ok=True)
         self._run(
             "point_triangulator",
-            database.parent / "colmap.log",
             database_path=database,
             image_path=images,
             input_path=model,
             output_path=out,
             Mapper__ba_global_function_tolerance=BA_TOLERANCE,
+            Mapper__tri_ignore_two_view_tracks=0,
         )
 
     def undistort(self, images: Path, model: Path, out: Path) -> None:
         """See `Tools`."""
         self._run(
             "image_undistorter",
-            out.parent / "colmap.log",
             image_path=images,
             input_path=model,
             output_path=out,
@@ -257,9 +291,11 @@ class ColmapProgram:
 
     def stereo(self, workspace: Path, fused: Path) -> None:
         """See `Tools`."""
-        log = workspace.parent / "colmap.log"
-        self._run("patch_match_stereo", log, workspace_path=workspace)
-        self._run("stereo_fusion", log, workspace_path=workspace, output_path=fused)
+        self._run("patch_match_stereo", workspace_path=workspace)
+        try:
+            self._run("stereo_fusion", workspace_path=workspace, output_path=fused)
+        finally:  # which cameras see each point: of no use here
+            Path(f"{fused}.vis").unlink(missing_ok=True)
 
 
 def triangulated_model(

@@ -14,7 +14,7 @@ from utils.images import check_image, list_images, natural_key, read_image, resi
 from utils.video import SUFFIXES, probe_video, read_video
 
 Size = tuple[int, int]  # width, height
-FPS_TOLERANCE = 1e-3  # relative: 29.97 and 30 frames a second drift apart by a frame in 33 s
+FPS_TOLERANCE = 5e-4  # relative: 29.97 and 30 frames a second drift apart by a frame in 33 s
 OUR_FOLDERS = ("images", "colmap", "sparse", "report", "masks")  # in a scene, but no camera's
 
 
@@ -104,7 +104,11 @@ def find_clips(root: Path, pattern: str = "*") -> list[Clip]:
 
 def _candidates(root: Path, pattern: str) -> Iterator[list[Path]]:
     for folder in (root, root / "videos"):
-        yield [p for p in folder.glob(pattern) if p.suffix.lower() in SUFFIXES and p.is_file()]
+        yield [
+            p
+            for p in folder.glob(pattern)
+            if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
+        ]
     for folder in (root, root / "images"):
         yield [
             p
@@ -116,6 +120,11 @@ def _candidates(root: Path, pattern: str) -> Iterator[list[Path]]:
 def _probe_all(paths: Sequence[Path]) -> list[Clip]:
     """Probes every clip, and names all that are damaged at once."""
     clips, faults = [], []
+    spaced = [path.name for path in paths if len(path.stem.split()) != 1]
+    if spaced:
+        raise UserError(
+            f"{paths[0].parent}: COLMAP takes no names with spaces; rename {', '.join(spaced)}"
+        )
     for path in paths:
         try:
             clips.append(probe(path))
@@ -158,6 +167,8 @@ def choose_frames(
     if start < 0 or step < 1:
         raise UserError(f"--startframe {start} --step {step}: give at least 0 and at least 1")
     shortest = min(clip.frames for clip in clips)
+    if end is not None and end <= start:
+        raise UserError(f"--startframe {start} --endframe {end}: leaves no frame; give a later end")
     if end is not None:
         short = [f"{clip.path} ({clip.frames} frames)" for clip in clips if clip.frames < end]
         if short:
@@ -189,14 +200,18 @@ def check_rates(clips: Sequence[Clip]) -> float | None:
     rates = {clip.name: clip.fps for clip in clips if clip.fps}
     if not rates:
         return None
-    usual = float(np.median(list(rates.values())))
-    odd = [f"{n} {fps:.5g}" for n, fps in rates.items() if abs(fps / usual - 1) > FPS_TOLERANCE]
+    usual = max(rates.values(), key=lambda fps: sum(_alike(fps, r) for r in rates.values()))
+    odd = [f"{name} {fps:.5g}" for name, fps in rates.items() if not _alike(fps, usual)]
     if odd:
         raise UserError(
             f"{clips[0].path.parent}: frames a second differ: {', '.join(odd)}, the others "
             f"{usual:.5g}; convert those first (ffmpeg -i in.mp4 -r {usual:.5g} out.mp4)"
         )
     return usual
+
+
+def _alike(a: float, b: float) -> bool:
+    return abs(a / b - 1) <= FPS_TOLERANCE
 
 
 def spread(frames: Sequence[int], count: int) -> list[int]:

@@ -82,7 +82,8 @@ def extract(jobs: Sequence[Extraction], steps: Steps) -> None:
     """Writes the frames of all cameras that are not done.
 
     Frames that another program extracted (no stamp, but the right number, names and size) are
-    taken as they are. After Ctrl-C or an error, finished cameras stay and no half one is there.
+    taken as they are, where the clip's first ones are wanted. After Ctrl-C or an error, finished
+    cameras stay and no half one is there.
 
     Raises:
         UserError: a video is damaged (its frame is named), or the disk is full.
@@ -101,9 +102,9 @@ def extract(jobs: Sequence[Extraction], steps: Steps) -> None:
 
 def _is_complete(job: Extraction) -> bool:
     """Whether the target has just these files, each whole and of the right size."""
-    if job.change or not job.target.is_dir():
+    if job.change or job.frames != range(len(job.frames)) or not job.target.is_dir():
         return False
-    if sorted(p.name for p in job.target.iterdir()) != job.names():
+    if {p.name for p in job.target.iterdir()} != set(job.names()):
         return False
     try:
         return all(check_image(job.target / name) == job.size for name in job.names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from utils.images import resize_image
 
 OFFSET = 0.75  # frames from which a camera is called out of step
 EXPOSURE = 0.15  # relative difference of brightness
+ENOUGH = 10  # comparisons from which brightness is told
 ERROR = 2.0  # pixels of mean reprojection error at which a pose is doubted, at 1600 pixels
 BLIND = 0.25  # of the usual share of points in view
 TILE = 240  # pixels, width of a picture on the contact sheet
@@ -116,7 +118,7 @@ def observe(
     import pycolmap
 
     errors: list[list[float]] = [[] for _ in cameras]
-    ratios: list[list[float]] = [[] for _ in cameras]
+    ratios: dict[tuple[int, int], list[float]] = {}
     rows = {f"{camera.name}.png": row for row, camera in enumerate(cameras)}
     for folder, frames in pictures.items():
         try:
@@ -127,14 +129,32 @@ def observe(
         for point in model.points3D.values():
             _observe_point(model, point, rows, cameras, frames, errors, ratios)
     means = [float(np.mean(e)) if e else None for e in errors]
-    gains = [float(np.exp(np.median(r))) if len(r) >= 10 else None for r in ratios]
-    known = [gain for gain in gains if gain is not None]
-    usual = float(np.median(known)) if known else 1.0
-    return [len(e) for e in errors], means, [g and g / usual for g in gains]
+    return [len(e) for e in errors], means, _gains(ratios, len(cameras))
+
+
+def _gains(ratios: dict[tuple[int, int], list[float]], count: int) -> list[float | None]:
+    """Relative to the median camera, from log ratios of pairs by weighted least squares.
+
+    In this way a camera is not compared with itself, and a dark one does not make those bright
+    that it was compared with.
+    """
+    rows, values, seen = [], [], np.zeros(count, int)
+    for (a, b), logs in ratios.items():
+        row = np.zeros(count)
+        row[a], row[b] = len(logs), -len(logs)
+        rows.append(row)
+        values.append(len(logs) * np.median(logs))
+        seen[[a, b]] += len(logs)
+    known = seen >= ENOUGH
+    if not known.any():
+        return [None] * count
+    solution = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0]
+    gains = np.exp(solution - np.median(solution[known]))
+    return [float(gain) if k else None for gain, k in zip(gains, known, strict=True)]
 
 
 def _observe_point(model, point, rows, cameras, frames, errors, ratios) -> None:
-    """Adds a point's errors and log brightness ratios to its cameras' lists."""
+    """Adds a point's errors to its cameras' lists, and log brightness ratios to its pairs'."""
     lights = {}
     for element in point.track.elements:
         image = model.images[element.image_id]
@@ -143,10 +163,10 @@ def _observe_point(model, point, rows, cameras, frames, errors, ratios) -> None:
         pixel = cameras[row].project(point.xyz[None])[0][0]
         errors[row].append(float(np.linalg.norm(pixel - where)))
         lights[row] = _brightness(frames[row], where)
-    mean = np.mean(list(lights.values()))
-    for row, light in lights.items():
-        if 10 < light < 245 and 10 < mean < 245:  # neither black nor burnt out
-            ratios[row].append(float(np.log(light / mean)))
+    # Neither black nor burnt out.
+    usable = sorted(row for row, light in lights.items() if 10 < light < 245)
+    for a, b in itertools.combinations(usable, 2):
+        ratios.setdefault((a, b), []).append(float(np.log(lights[a] / lights[b])))
 
 
 def _brightness(picture: np.ndarray, where: np.ndarray) -> float:

@@ -67,7 +67,24 @@ def extracted(images: Path, names: Sequence[str]) -> list[Clip]:
     return [probe(images / name) for name in names]
 
 
-def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
+def chosen_tools(root: Path, chosen: argparse.Namespace) -> Tools:
+    """COLMAP as the flags want it; asked for before any work, so that it is missed at once.
+
+    Args:
+        root: the scene folder, which gets a program's log.
+        chosen: flags of `options.add_cloud`.
+
+    Raises:
+        UserError: it is not there, or dense stereo is asked of a build that has none.
+    """
+    log = root / "colmap" / "colmap.log"
+    tools = find_tools(chosen.colmap_bin, options.features(chosen), log)
+    if chosen.dense == "on" and not tools.has_cuda:
+        raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
+    return tools
+
+
+def make_points(rig: Rig, tools: Tools, steps: Steps, chosen: argparse.Namespace) -> list[Path]:
     """``colmap/`` and ``points3D_downsample.ply``: the way of N3V's published preparation.
 
     For the first frame, and without dense stereo for others too, ``colmap/frame_0000/`` with
@@ -78,10 +95,13 @@ def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
     Args:
         chosen: flags of `options.add_cloud`.
 
+    Returns:
+        The folders of the moments that were triangulated.
+
     Raises:
-        UserError: COLMAP fails, or dense stereo is asked of a build that has none.
+        UserError: COLMAP fails.
     """
-    tools, dense = chosen_tools(chosen)
+    dense = is_dense(tools, chosen)
     moments = spread(rig.frames, 1 if dense else chosen.cloud_frames)
     folders = [_triangulate(rig, i, tools, steps, chosen) for i in moments]
     make_workspace(rig.root, tools, steps, folders[0])
@@ -90,18 +110,12 @@ def make_points(rig: Rig, steps: Steps, chosen: argparse.Namespace) -> None:
     make = (lambda: fuse_dense(rig.root, tools)) if dense else (lambda: _fuse_sparse(rig, folders))
     steps.run(fused, make)
     thin(rig.root, steps, chosen.max_points)
+    return folders
 
 
-def chosen_tools(chosen: argparse.Namespace) -> tuple[Tools, bool]:
-    """COLMAP, and whether it makes a dense cloud.
-
-    Raises:
-        UserError: it is not there, or dense stereo is asked of a build that has none.
-    """
-    tools = find_tools(chosen.colmap_bin, options.features(chosen))
-    if chosen.dense == "on" and not tools.has_cuda:
-        raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
-    return tools, tools.has_cuda and chosen.dense != "off"
+def is_dense(tools: Tools, chosen: argparse.Namespace) -> bool:
+    """Whether points come from dense stereo."""
+    return tools.has_cuda and chosen.dense != "off"
 
 
 def _triangulate(

@@ -23,6 +23,7 @@ SLOW = 15  # frames; what changes more slowly is no event
 CLEAR = 0.6  # correlation from which a pair's offset is believed
 MARGIN = 0.1  # by which it must exceed the correlation at shifts further away than NEAR: else the
 NEAR = 3  # motion is periodic, and which period it is cannot be told
+SURE = 4.0  # standard deviations by which a correlation must exceed one by chance at some shift
 SHORTEST = 12  # frames; less has no curve to compare
 
 
@@ -34,7 +35,8 @@ class Offset:
         frames: what to add to the index of a frame of the first camera to get that of the same
             moment in this one; positive: this camera was started earlier.
         confidence: the best correlation with another camera's motion, at most 1, and 0 where
-            several shifts are as good; below `CLEAR` the offset means nothing.
+            several shifts are as good or the clip is too short to tell it from chance; below
+            `CLEAR` the offset means nothing.
     """
 
     frames: float
@@ -104,15 +106,35 @@ def pair_offset(a: np.ndarray, b: np.ndarray, most: int) -> Offset:
     best = int(scores.argmax())
     others = scores[np.abs(shifts - shifts[best]) > NEAR]
     clear = not len(others) or scores[best] - others.max() >= MARGIN
+    clear = clear and _significance(a, b, int(shifts[best]), scores[best]) >= SURE
     confidence = float(scores[best]) if clear else 0.0
     return Offset(float(shifts[best]) + _vertex(scores, best), confidence)
 
 
-def _correlation(a: np.ndarray, b: np.ndarray, shift: int) -> float:
-    """Of a[i] with b[i + shift] where both are there."""
+def _overlap(a: np.ndarray, b: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """a[i] and b[i + shift] where both are there, each less its mean."""
     first, second = (a, b[shift:]) if shift >= 0 else (a[-shift:], b)
     length = min(len(first), len(second))
-    first, second = first[:length] - first[:length].mean(), second[:length] - second[:length].mean()
+    return first[:length] - first[:length].mean(), second[:length] - second[:length].mean()
+
+
+def _significance(a: np.ndarray, b: np.ndarray, shift: int, correlation: float) -> float:
+    """In standard deviations of the correlation of unrelated curves that vary as slowly.
+
+    Fisher's transform, with the number of independent values of Bartlett (1946): neighbouring
+    frames are alike, so that a short clip has few.
+    """
+    first, second = _overlap(a, b, shift)
+    own = [np.correlate(c, c, "full")[len(c) - 1 :] / max(float(c @ c), 1e-12)
+           for c in (first, second)]  # fmt: skip
+    lags = slice(1, 1 + len(first) // 4)
+    independent = len(first) / max(1 + 2 * float(own[0][lags] @ own[1][lags]), 1.0)
+    return float(np.arctanh(min(correlation, 0.999)) * np.sqrt(max(independent - 3, 0.0)))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, shift: int) -> float:
+    """Of a[i] with b[i + shift] where both are there."""
+    first, second = _overlap(a, b, shift)
     scale = np.linalg.norm(first) * np.linalg.norm(second)
     return float(first @ second / scale) if scale > 0 else 0.0
 

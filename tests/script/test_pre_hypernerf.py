@@ -193,7 +193,7 @@ def test_a_colmap_program_is_given_the_list_of_pairs(tmp_path):
     program = tmp_path / "colmap"
     program.write_text(f'#!/bin/sh\necho COLMAP\necho "$@" >> {tmp_path}/said\n')
     program.chmod(0o755)
-    tools = find_tools(str(program), Features())
+    tools = find_tools(str(program), Features(), tmp_path / "colmap.log")
     tools.match(tmp_path / "input.db", tmp_path / "pairs.txt")
     tools.match(tmp_path / "input.db")
     said = [line for line in (tmp_path / "said").read_text().splitlines() if "database" in line]

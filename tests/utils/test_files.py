@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,26 @@ def test_an_error_in_the_block_leaves_the_old_folder(old):
         raise ValueError
     assert (old / "weights").read_text() == "old"
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_threads_at_once_keep_the_umask(tmp_path, monkeypatch):
+    ask = os.umask
+
+    def slowly(mask: int) -> int:
+        before = ask(mask)
+        time.sleep(0.003)
+        return before
+
+    def make(i: int) -> int:
+        with atomic_folder(tmp_path / str(i)):
+            pass
+        return (tmp_path / str(i)).stat().st_mode & 0o777
+
+    mask = ask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", slowly)
+        with ThreadPoolExecutor(8) as pool:
+            modes = set(pool.map(make, range(32)))
+        assert modes == {0o750} and ask(0o027) == 0o027
+    finally:
+        ask(mask)
