@@ -153,7 +153,8 @@ class Pycolmap:
     def stereo(self, workspace: Path, fused: Path) -> None:
         """See `Tools`."""
         self._colmap.patch_match_stereo(workspace)
-        self._colmap.stereo_fusion(workspace, workspace).export_PLY(fused)
+        self._colmap.stereo_fusion(fused, workspace, output_type="ply")  # with normals
+        Path(f"{fused}.vis").unlink()  # which cameras see each point: of no use here
 
 
 class ColmapProgram:

@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.video import read_video, write_video
 
 pytest.importorskip("pycolmap")
+pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--max_features", "3000", "--cloud_frames", "2", "--sfm_frames", "2"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from script.preprocessing.calibration import read_calibration
 from script.preprocessing.footage import Clip
 from utils.errors import UserError
 
+pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 CASES = 400  # of each kind of file
 
 _TABLE = """[cam_{i}]

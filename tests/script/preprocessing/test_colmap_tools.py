@@ -21,6 +21,7 @@ from script.preprocessing.colmap_tools import (  # noqa: E402
     ColmapProgram,
     Features,
     PosedImage,
+    Pycolmap,
     quaternion,
     write_model,
 )
@@ -127,6 +128,16 @@ def by_package(tmp_path_factory) -> int:
     folder = scene_in(tmp_path_factory.mktemp("package"))
     prepare(folder)
     return len(read_points(folder / "colmap/frame_0000/distorted/sparse"))
+
+
+def test_the_packages_fusion_leaves_a_cloud_and_nothing_else(tmp_path, by_package, monkeypatch):
+    """Without depth maps, which need CUDA, the cloud is empty; what it is called is to be seen."""
+    prepare(scene_in(tmp_path))
+    monkeypatch.setattr(pycolmap, "patch_match_stereo", lambda workspace: None)
+    Pycolmap(Features()).stereo(tmp_path / "colmap/dense/workspace", tmp_path / "fused.ply")
+    header = (tmp_path / "fused.ply").read_bytes()
+    assert header.startswith(b"ply") and b"property float nx" in header
+    assert not list(tmp_path.glob("*.vis"))
 
 
 @pytest.mark.parametrize("version", ["", "older"])
