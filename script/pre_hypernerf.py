@@ -47,6 +47,7 @@ from script.preprocessing.rig import (
     camera_key,
     chosen_tools,
     fuse_dense,
+    has_own_points,
     is_dense,
     make_workspace,
     thin,
@@ -237,7 +238,9 @@ def prepare(chosen: argparse.Namespace) -> None:
     tools = chosen_tools(root, chosen)
     photos = find_photos(root, chosen.images, chosen.max_images)
     print(f"{root}: {len(photos.paths)} images to train on, from {photos.paths[0].parent}")
-    make_points(root, photos, tools, Steps(root, redo=chosen.redo), chosen)
+    steps = Steps(root, redo=chosen.redo)
+    if not has_own_points(root, steps):
+        make_points(root, photos, tools, steps, chosen)
     first = next(name for name in CLOUDS if (root / name).exists())
     if first != CLOUD:
         warn(f"{root / first}: is read before {CLOUD}; move it away to train from the new points")

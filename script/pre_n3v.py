@@ -29,7 +29,7 @@ from scene.datasets.n3v import MARKER, read_rows, row_camera
 from script.preprocessing import options
 from script.preprocessing.footage import Clip, check_rates, choose_frames, find_clips
 from script.preprocessing.frames import Extraction, extract
-from script.preprocessing.rig import Rig, chosen_tools, extracted, make_points
+from script.preprocessing.rig import Rig, chosen_tools, extracted, has_own_points, make_points
 from script.preprocessing.steps import Steps
 from utils.errors import UserError, cli
 
@@ -79,7 +79,8 @@ def prepare(chosen: argparse.Namespace) -> None:
         extract(jobs, steps)
         done = extracted(root / "images", [clip.name for clip in clips])
         rig = Rig(root, cameras, done, range(len(frames)))
-    make_points(rig, tools, steps, chosen)
+    if not has_own_points(root, steps):
+        make_points(rig, tools, steps, chosen)
     print(f"ready: python -m scene.inspect {root}")
 
 

@@ -41,7 +41,7 @@ from scene.datasets.technicolor import MARKER, raw_files, raw_name, read_rows, r
 from script.preprocessing import options
 from script.preprocessing.footage import Clip, choose_frames, find_clips, probe
 from script.preprocessing.frames import MOST_THREADS, Extraction, extract
-from script.preprocessing.rig import Rig, chosen_tools, extracted, make_points
+from script.preprocessing.rig import Rig, chosen_tools, extracted, has_own_points, make_points
 from script.preprocessing.steps import Step, Steps, warn
 from utils.errors import UserError, cli
 from utils.files import write_json
@@ -232,7 +232,8 @@ def prepare(chosen: argparse.Namespace) -> None:
     if raw is not None:
         _extract(clips, cameras, root, steps, chosen)
         clips, frames = extracted(root / "images", names), range(len(frames))
-    make_points(Rig(root, cameras, clips, frames), tools, steps, chosen)
+    if not has_own_points(root, steps):
+        make_points(Rig(root, cameras, clips, frames), tools, steps, chosen)
     print(f"ready: python -m scene.inspect {root}")
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from scene.cameras import Camera
-from scene.point_cloud import write_ply, write_vertices
+from scene.point_cloud import read_ply, write_ply, write_vertices
 from script.downsample_point import read_columns, thinned
 from script.preprocessing import cloud, options
 from script.preprocessing.colmap_tools import Tools, find_tools
 from script.preprocessing.footage import Clip, probe, spread
-from script.preprocessing.steps import Step, Steps
+from script.preprocessing.steps import Step, Steps, warn
 from utils.errors import UserError
 from utils.files import atomic_file, atomic_folder
 
@@ -82,6 +82,21 @@ def chosen_tools(root: Path, chosen: argparse.Namespace) -> Tools:
     if chosen.dense == "on" and not tools.has_cuda:
         raise UserError("--dense on: this COLMAP was built without CUDA; leave it out")
     return tools
+
+
+def has_own_points(root: Path, steps: Steps) -> bool:
+    """Whether initial points are there that none of our runs made: they are kept, with a note.
+
+    Only for data whose poses are given: where they are recovered, old points lie in another frame.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if steps.redo or not (root / CLOUD).exists() or steps.is_stamped(_thinning(root, 0)):
+        return False
+    count = len(read_ply(root / CLOUD))
+    warn(f"{root / CLOUD}: keeping these {count} points; --redo makes new ones")
+    return True
 
 
 def make_points(rig: Rig, tools: Tools, steps: Steps, chosen: argparse.Namespace) -> list[Path]:
@@ -159,13 +174,16 @@ def _fuse_sparse(rig: Rig, folders: Sequence[Path]) -> None:
     print(f"cloud: {len(points)} points from {len(folders)} moments")
 
 
+def _thinning(root: Path, most: int) -> Step:
+    return Step("initial points", [root / FUSED], [root / CLOUD], most)
+
+
 def thin(root: Path, steps: Steps, most: int) -> None:
     """``points3D_downsample.ply``, of ``fused.ply``."""
-    step = Step("initial points", [root / FUSED], [root / CLOUD], most)
 
     def make() -> None:
         columns, _ = thinned(read_columns(root / FUSED), most)
         write_vertices(root / CLOUD, columns)
         print(f"initial points: {len(columns['x'])} in {root / CLOUD}")
 
-    steps.run(step, make)
+    steps.run(_thinning(root, most), make)

@@ -118,6 +118,16 @@ def test_without_frames_training_reads_the_videos(tmp_path):
     assert not (tmp_path / "images").exists() and (tmp_path / CLOUD).exists()
 
 
+def test_points_that_somebody_else_made_are_kept_unless_asked(tmp_path, capsys):
+    folder = footage(tmp_path, 4)
+    shutil.copy(DEMO / CLOUD, folder)
+    small(folder, "--no_frames")
+    assert "keeping these 6000 points; --redo makes new ones" in capsys.readouterr().err
+    assert (folder / CLOUD).read_bytes() == (DEMO / CLOUD).read_bytes()
+    small(folder, "--no_frames", "--redo")
+    assert (folder / CLOUD).read_bytes() != (DEMO / CLOUD).read_bytes()
+
+
 def test_smaller_frames_as_jpegs(tmp_path):
     small(footage(tmp_path), "-r", "2", "--format", "jpg")
     with Image.open(tmp_path / "images/cam03/0001.jpg") as image:
