@@ -134,9 +134,14 @@ def first_cloud(root: Path, names: Sequence[str], train: Sequence[Picture]) -> P
 
 
 def _camera_box(cameras: list[Camera]) -> tuple[np.ndarray, np.ndarray]:
-    """A box around the point the cameras look at, as wide as the nearest of them sees there."""
+    """A box around the point the cameras look at, as wide as the nearest of them sees there.
+
+    Cameras that are all in one place say nothing of how far away that is: the unit is ours then.
+    """
     poses = np.stack([np.linalg.inv(c.world_to_camera.double().numpy()) for c in cameras])
     centre = closest_point(poses)
+    if np.ptp(poses[:, :3, 3], axis=0).max() < 1e-6:
+        centre = poses[0, :3, 3] + poses[:, :3, 2].mean(axis=0)
     distance = float(np.linalg.norm(poses[:, :3, 3] - centre, axis=1).min())
     half = max(distance * min(c.tan_half_fov_x for c in cameras), 1e-3)
     return centre - half, centre + half

@@ -286,6 +286,15 @@ def test_two_moments_are_enough_for_a_rig(tmp_path):
     assert builders.load(tmp_path).camera_names == ["eye0", "eye1", "eye2"]
 
 
+def test_without_a_cloud_cameras_in_one_place_still_see_their_random_points(tmp_path):
+    builders.nerfstudio_scene(tmp_path, cameras=2)
+    _edit(tmp_path, lambda m: m.pop("ply_file_path"))
+    (tmp_path / "sparse_pc.ply").unlink()
+    scene = builders.load(tmp_path)
+    assert len({view.camera.name for view in scene.train}) == 1
+    assert scene.train[0].camera.sees(scene.points.xyz).mean() > 0.5
+
+
 # Masks
 
 
