@@ -1,31 +1,21 @@
-"""utils/errors.py: what is in a message stays one line that can be read."""
+"""utils/errors.py: how commands end."""
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
+from pathlib import Path
 
-from utils.errors import UserError, brief
-
-
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        ("a.ply: damaged; copy it again", "a.ply: damaged; copy it again"),
-        ("a\nb\r\nc\td", "a b  c d"),
-        ("a\0b\x1b[31mc", "a\ufffdb\ufffd[31mc"),
-        ("ü 点", "ü 点"),
-    ],
-)
-def test_a_message_is_one_line_that_can_be_printed(message, shown):
-    assert str(UserError(message)) == shown
+ROOT = Path(__file__).resolve().parents[2]
+CHATTY = "from utils.errors import cli\ncli(lambda _: print('\\n'.join(['line'] * 100000)))"
 
 
-def test_a_long_message_keeps_its_file_and_its_remedy():
-    message = str(UserError(f"a.ply: {'x' * 10_000}; make it again"))
-    assert message.startswith("a.ply: xxx") and message.endswith("xxx; make it again")
-    assert len(message) < 1300
-
-
-def test_what_a_library_says_is_cut():
-    assert brief(ValueError("short")) == "short"
-    assert len(brief(ValueError("long" * 1000))) < 170
+def test_a_reader_that_has_enough_is_no_error_to_talk_about():
+    command = [sys.executable, "-c", CHATTY]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
