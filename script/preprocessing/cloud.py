@@ -50,15 +50,25 @@ def triangulate_moment(
 
 
 def merged(folders: Sequence[Path]) -> PointCloud:
-    """The points of several moments' models, as far as they have any; it may be empty."""
+    """The points of several moments' models, as far as they have any; it may be empty.
+
+    Raises:
+        UserError: a model is damaged.
+    """
     clouds = [PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))]
-    for folder in folders:
-        try:
-            clouds.append(read_points(folder / SPARSE))
-        except UserError:  # nothing matched at that moment; `completed` says what is missing
-            continue
-    both = (([c.xyz for c in clouds]), [c.rgb for c in clouds])
+    clouds += [read_points(folder / SPARSE) for folder in folders if has_points(folder)]
+    both = ([c.xyz for c in clouds], [c.rgb for c in clouds])
     return PointCloud(*(np.concatenate(parts) for parts in both))
+
+
+def has_points(folder: Path) -> bool:
+    """Whether anything was triangulated at a moment. Damaged files count: readers name them."""
+    binary, text = (folder / SPARSE / f"points3D{suffix}" for suffix in (".bin", ".txt"))
+    if binary.exists():
+        return binary.read_bytes() != bytes(8)  # the number of points is all there is
+    return not text.exists() or any(
+        line.strip() and not line.startswith(b"#") for line in text.read_bytes().splitlines()
+    )
 
 
 def completed(
@@ -77,7 +87,10 @@ def with_samples(
         f"{what}: only {len(kept)} points could be triangulated (features that no other camera "
         "shows: wide baselines, bare walls); adding points where the cameras' colours agree"
     )
-    more = sample_consistent(cameras, frames, SAMPLED)
+    try:
+        more = sample_consistent(cameras, frames, SAMPLED)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     return PointCloud(np.concatenate([kept.xyz, more.xyz]), np.concatenate([kept.rgb, more.rgb]))
 
 
@@ -134,10 +147,18 @@ def _small(camera: Camera) -> tuple[int, int]:
 def _in_shared_volume(
     cameras: Sequence[Camera], count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(count, 3) uniform in a ball around the point that the cameras look at."""
+    """(count, 3) uniform in a ball around the point that the cameras look at.
+
+    Cameras that look the same way meet nowhere before them: the ball is then five times their
+    distance from each other away, as `scene.camera_paths` has it.
+    """
     poses = np.stack([np.linalg.inv(c.world_to_camera.double().numpy()) for c in cameras])
+    places, axes = poses[:, :3, 3], poses[:, :3, 2]
+    spread = float(np.linalg.norm(places - places.mean(axis=0), axis=1).max())
     centre = closest_point(poses)
-    reach = float(np.median(np.linalg.norm(poses[:, :3, 3] - centre, axis=1)))
+    if np.median(((centre - places) * axes).sum(axis=1)) < spread / 2:
+        centre = places.mean(axis=0) + 5 * spread * axes.mean(axis=0)
+    reach = float(np.median(np.linalg.norm(places - centre, axis=1)))
     directions = rng.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return centre + directions * (reach * rng.random((count, 1)) ** (1 / 3))

@@ -12,9 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scene.cameras import Camera
 from scene.colmap import read_points
-from script.preprocessing.cloud import SPARSE
+from script.preprocessing.cloud import SPARSE, has_points
 from script.preprocessing.sync import Offset
-from utils.errors import UserError
 from utils.files import atomic_file
 from utils.images import resize_image
 
@@ -121,10 +120,9 @@ def observe(
     ratios: dict[tuple[int, int], list[float]] = {}
     rows = {f"{camera.name}.png": row for row, camera in enumerate(cameras)}
     for folder, frames in pictures.items():
-        try:
-            read_points(folder / SPARSE)  # damaged files would hang pycolmap
-        except UserError:
+        if not has_points(folder):
             continue
+        read_points(folder / SPARSE)  # damaged files, which would hang pycolmap, are named here
         model = pycolmap.Reconstruction(folder / SPARSE)
         for point in model.points3D.values():
             _observe_point(model, point, rows, cameras, frames, errors, ratios)

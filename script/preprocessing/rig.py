@@ -171,7 +171,9 @@ def _fuse_sparse(rig: Rig, folders: Sequence[Path]) -> None:
     points = cloud.merged(folders)
     points = cloud.completed(points, rig.cameras, rig.moment(rig.frames[0]), str(rig.root))
     write_ply(rig.root / FUSED, points)
-    print(f"cloud: {len(points)} points from {len(folders)} moments")
+    without = sum(not cloud.has_points(folder) for folder in folders)
+    empty = f" ({without} of them gave none)" if without else ""
+    print(f"cloud: {len(points)} points from {len(folders)} moments{empty}")
 
 
 def _thinning(root: Path, most: int) -> Step:

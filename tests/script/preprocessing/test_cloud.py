@@ -131,11 +131,36 @@ def test_moments_are_put_together_and_empty_ones_passed_over(tmp_path, rig):
     model_of(tmp_path / "a", rig[0], 2, 0)
     model_of(tmp_path / "b", rig[0], 0, 0)
     model_of(tmp_path / "c", rig[0], 1, 60)
-    found = cloud.merged([tmp_path / name for name in ("a", "b", "c", "nowhere")])
+    found = cloud.merged([tmp_path / name for name in ("a", "b", "c")])
     assert found.xyz.tolist() == [[0, 1, 2], [3, 4, 5], [60, 61, 62]]
     assert found.rgb[:, 0].tolist() == [0, 0, 60]
     none = cloud.merged([tmp_path / "b"])
     assert none.xyz.shape == (0, 3) and none.rgb.shape == (0, 3)
+    with pytest.raises(UserError, match="points3D.bin: cannot be read"):
+        cloud.merged([tmp_path / "nowhere"])
+
+
+def test_a_damaged_model_is_named_and_not_taken_for_an_empty_one(tmp_path):
+    for content in (b"", bytes(7), bytes([3]) + bytes(7)):
+        path = tmp_path / cloud.SPARSE / "points3D.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name in ("cameras.bin", "images.bin"):
+            (path.parent / name).write_bytes(bytes(8))
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="points3D.bin: damaged"):
+            cloud.merged([tmp_path])
+
+
+def test_cameras_that_look_the_same_way_get_points_before_them():
+    cameras = []
+    for x in (-0.2, 0.0, 0.2):
+        w2c = torch.eye(4)
+        w2c[0, 3] = -x
+        cameras.append(Camera(f"c{x}", WIDTH, HEIGHT, 110.0, 110.0, WIDTH / 2, HEIGHT / 2, w2c))
+    grey = [np.full((HEIGHT, WIDTH, 3), 128, np.uint8)] * 3
+    found = cloud.sample_consistent(cameras, grey, 50)
+    assert len(found) == 50 and (found.xyz[:, 2] > 0).all()
+    assert np.median(found.xyz[:, 2]) > 0.5
 
 
 def some_points(count: int) -> PointCloud:

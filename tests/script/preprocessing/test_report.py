@@ -14,6 +14,7 @@ from scene.cameras import Camera
 from script.preprocessing import report
 from script.preprocessing.report import CameraFinding, Findings
 from script.preprocessing.sync import Offset
+from utils.errors import UserError
 
 WIDTH, HEIGHT = 200, 150
 
@@ -158,15 +159,17 @@ def test_reprojection_errors_are_those_of_the_camera(tmp_path, rig):
     assert errors == pytest.approx([0, 5, 0, 0.5], abs=1e-3)
 
 
-def test_moments_add_up_and_damaged_ones_are_passed_over(tmp_path, rig):
+def test_moments_add_up_and_damaged_ones_are_named(tmp_path, rig):
     pytest.importorskip("pycolmap")
     frames = pictures([1] * 4)
     for name in "ab":
         model(tmp_path / name / report.SPARSE, rig, 40, np.zeros((4, 2)))
+    both = {tmp_path / "a": frames, tmp_path / "b": frames}
+    assert report.observe(rig, both)[0] == [60] * 4
     for path in (tmp_path / "b" / report.SPARSE).glob("points3D.*"):
         path.write_bytes(b"damaged")
-    both = {tmp_path / "a": frames, tmp_path / "b": frames, tmp_path / "nowhere": frames}
-    assert report.observe(rig, both)[0] == [30] * 4
+    with pytest.raises(UserError, match="points3D.txt: damaged"):
+        report.observe(rig, both)
     assert report.observe(rig, {}) == ([0] * 4, [None] * 4, [None] * 4)
 
 
