@@ -223,9 +223,10 @@ def cpu_features() -> str:
 
 def toolchain_key(environment: Dict[str, str], version: Sequence[int]) -> str:
     """A hash of what a build depends on beside the sources: Python, compilers, flags, processor."""
-    names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CMAKE_ARGS", "CUDACXX", "CMAKE_CUDA_ARCHITECTURES")
+    names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CMAKE_ARGS", "CUDACXX", "CUDAARCHS")
+    names += ("CMAKE_CUDA_ARCHITECTURES", "NATIVE_CUDA", "NATIVE_WERROR")
     parts = [f"{name}={environment.get(name, '')}" for name in names]
-    nvcc = shutil.which("nvcc", path=environment.get("PATH")) or ""
+    nvcc = os.path.realpath(shutil.which("nvcc", path=environment.get("PATH")) or "")
     return digest([*parts, nvcc, cpu_features(), str(tuple(version[:2]))])
 
 
@@ -488,7 +489,8 @@ def is_editable(interpreter: Interpreter, package: NativePackage) -> bool:
 def install_native(session: Session, package: NativePackage) -> bool:
     """Builds and installs one native package unless nothing of it changed; whether it was built."""
     version = session.interpreter.version
-    key = digest([source_key(package.folder), toolchain_key(dict(os.environ), version)])
+    parts = [source_key(package.folder), source_key(ROOT / "submodules" / "common")]
+    key = digest([*parts, toolchain_key(dict(os.environ), version)])
     name = package.folder.name
     if session.state.is_done(name, key) and is_editable(session.interpreter, package):
         session.steps.skip(name, "up to date")

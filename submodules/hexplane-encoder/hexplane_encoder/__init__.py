@@ -11,9 +11,8 @@ in one pass over the points. `hexplane_encoder.reference` says the same in plain
 
 from __future__ import annotations
 
+from hexplane_encoder.devices import DEVICES
 from hexplane_encoder.encoder import encode
-
-DEVICES = ("cpu",)  # kinds of device that this build computes on
 
 __all__ = ["DEVICES", "encode"]
 __version__ = "0.1.0"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from hexplane_encoder import devices
 
 try:
     from hexplane_encoder import _native
@@ -36,11 +39,12 @@ def encode(
         time_lines: three (R, C), over x, y, z: the space-time planes at the time wanted.
         num_threads: default `torch.get_num_threads()`; the result has the same bits for any.
 
-    All are float32, or all float64, on the CPU. Differentiable once in every input.
+    All are float32, or all float64, on one device. Differentiable once in every input. On a GPU the
+    gradients of the grids are added atomically: their last bits vary from run to run.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; the message names the argument.
-        RuntimeError: a tensor that is not on the CPU.
+        RuntimeError: a tensor on another device than xyz, or where this build does not compute.
     """
     threads = torch.get_num_threads() if num_threads is None else num_threads
     if threads < 1:
@@ -57,7 +61,11 @@ class _Encode(torch.autograd.Function):
         ctx.threads = threads
         ctx.save_for_backward(xyz, *grids)
         features = xyz.new_empty((xyz.shape[0], grids[-1].shape[-1]))
-        _native.forward(xyz.detach(), [grid.detach() for grid in grids], threads, features)
+        gpu = devices.gpu_of(xyz)
+        if gpu is None:
+            _native.forward(xyz.detach(), [grid.detach() for grid in grids], threads, features)
+        else:
+            _launch(gpu, "forward", xyz, grids, features.data_ptr())
         return features
 
     @staticmethod
@@ -65,17 +73,72 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_features: Tensor) -> tuple[Tensor | None, ...]:
         xyz, *grids = (saved.detach() for saved in ctx.saved_tensors)
         wants_xyz, *wants_grid = ctx.needs_input_grad[1:]
-        grad_xyz = torch.empty_like(xyz) if wants_xyz else xyz.new_empty((0, 3))
-        grad_grids = [torch.zeros_like(grid) for grid in grids] if any(wants_grid) else []
-        block = min(xyz.shape[0], _native.BLOCK_POINTS)
-        partials = xyz.new_empty((block, len(grids), grids[-1].shape[-1]))
-        rows = torch.empty((len(grids), block), dtype=torch.int32)
         grad_features = grad_features.contiguous()
-        _native.backward(
-            xyz, grids, grad_features, ctx.threads, grad_xyz, grad_grids, partials, rows
-        )
-        wanted = [g if w else None for g, w in zip(grad_grids, wants_grid, strict=False)]
-        return None, grad_xyz if wants_xyz else None, *(wanted or [None] * len(grids))
+        gpu = devices.gpu_of(xyz)
+        if gpu is None:
+            backward, wanted = _backward_cpu, [any(wants_grid)] * len(grids)
+        else:
+            backward, wanted = partial(_backward_gpu, gpu), wants_grid
+        grad_xyz = torch.empty_like(xyz) if wants_xyz else None
+        grad_grids = [
+            torch.zeros_like(g) if w else None for g, w in zip(grids, wanted, strict=True)
+        ]
+        backward(ctx.threads, xyz, grids, grad_features, grad_xyz, grad_grids)
+        asked = zip(grad_grids, wants_grid, strict=True)
+        return None, grad_xyz, *(grad if want else None for grad, want in asked)
+
+
+def _backward_cpu(
+    threads: int,
+    xyz: Tensor,
+    grids: list[Tensor],
+    grad_features: Tensor,
+    grad_xyz: Tensor | None,
+    grad_grids: list[Tensor | None],
+) -> None:
+    block = min(xyz.shape[0], _native.BLOCK_POINTS)
+    partials = xyz.new_empty((block, len(grids), grids[-1].shape[-1]))
+    rows = torch.empty((len(grids), block), dtype=torch.int32)
+    if grad_xyz is None:
+        grad_xyz = xyz.new_empty((0, 3))  # not wanted
+    wanted = [grad for grad in grad_grids if grad is not None]  # all, or none
+    _native.backward(xyz, grids, grad_features, threads, grad_xyz, wanted, partials, rows)
+
+
+def _backward_gpu(
+    gpu: devices.Gpu,
+    threads: int,
+    xyz: Tensor,
+    grids: list[Tensor],
+    grad_features: Tensor,
+    grad_xyz: Tensor | None,
+    grad_grids: list[Tensor | None],
+) -> None:
+    del threads
+    outputs = _address(grad_xyz), [_address(grad) for grad in grad_grids]
+    _launch(gpu, "backward", xyz, grids, grad_features.data_ptr(), *outputs)
+
+
+def _launch(
+    gpu: devices.Gpu, name: str, xyz: Tensor, grids: Sequence[Tensor], *more: int | list[int]
+) -> None:
+    """Calls a CUDA kernel; tensors cross as addresses, so everything must be checked by now."""
+    sizes = [size for grid in grids for size in (*grid.shape[:-1], 1)[:2]]
+    kernel = getattr(gpu.kernels, f"{name}_{'f32' if xyz.dtype == torch.float32 else 'f64'}")
+    kernel(
+        gpu.device,
+        gpu.stream,
+        xyz.data_ptr(),
+        xyz.shape[0],
+        [grid.data_ptr() for grid in grids],
+        sizes,
+        grids[-1].shape[-1],
+        *more,
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _check_points(xyz: Tensor) -> None:
@@ -83,7 +146,7 @@ def _check_points(xyz: Tensor) -> None:
         raise ValueError(f"xyz must have shape (N, 3), got {tuple(xyz.shape)}")
     if xyz.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"xyz must be float32 or float64, got {xyz.dtype}")
-    _check_device("xyz", xyz)
+    devices.check_device("xyz", xyz, xyz)
 
 
 def _check_grids(xyz: Tensor, planes: Sequence[Tensor], lines: Sequence[Tensor]) -> None:
@@ -93,25 +156,15 @@ def _check_grids(xyz: Tensor, planes: Sequence[Tensor], lines: Sequence[Tensor])
         )
     channels = lines[0].shape[-1] if lines[0].ndim else 0
     for name, plane in zip(PLANE_NAMES, planes, strict=True):
-        _check_grid(f"space_planes[{name}]", plane, ("R_b", "R_a"), channels, xyz.dtype)
+        _check_grid(f"space_planes[{name}]", plane, ("R_b", "R_a"), channels, xyz)
     for name, line in zip(LINE_NAMES, lines, strict=True):
-        _check_grid(f"time_lines[{name}]", line, ("R",), channels, xyz.dtype)
+        _check_grid(f"time_lines[{name}]", line, ("R",), channels, xyz)
 
 
-def _check_grid(
-    name: str, grid: Tensor, axes: tuple[str, ...], channels: int, dtype: torch.dtype
-) -> None:
+def _check_grid(name: str, grid: Tensor, axes: tuple[str, ...], channels: int, xyz: Tensor) -> None:
     shape = tuple(grid.shape)
     if len(shape) != len(axes) + 1 or shape[-1] != channels or 0 in shape:
         raise ValueError(f"{name} must have shape ({', '.join(axes)}, C={channels}), got {shape}")
-    if grid.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype} as xyz is, got {grid.dtype}")
-    _check_device(name, grid)
-
-
-def _check_device(name: str, tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":
-        raise RuntimeError(
-            f"hexplane_encoder has CPU kernels only, but {name} is on {tensor.device}: run with "
-            "--device cpu, or call hexplane_encoder.reference.encode, which runs on any device"
-        )
+    if grid.dtype != xyz.dtype:
+        raise ValueError(f"{name} must be {xyz.dtype} as xyz is, got {grid.dtype}")
+    devices.check_device(name, grid, xyz)
