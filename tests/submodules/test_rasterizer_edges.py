@@ -9,7 +9,17 @@ import pytest
 import torch
 from rasterizer_scenes import random_cameras, random_gaussians, render_with_gradients
 
+import diff_gaussian_rasterization
 from diff_gaussian_rasterization import rasterize, reference
+from kernels import KERNELS, choose
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch) -> str:
+    """Every test runs on every path of the operator."""
+    choose(request.param, monkeypatch, diff_gaussian_rasterization, request.module, ["rasterize"])
+    return request.param
+
 
 NAN, INF = float("nan"), float("inf")
 VICTIM = 7  # index of the poisoned Gaussian
@@ -158,7 +168,9 @@ def test_covariance_that_is_not_positive_definite_is_culled():
     assert not gradients["cov3Ds"][0, 3:5].any()
 
 
-def test_a_child_of_fork_can_render():
+def test_a_child_of_fork_can_render(kernels):
+    if kernels == "cuda":
+        pytest.skip("a child of fork cannot use CUDA at all")
     gaussians, cameras = random_gaussians(2000), random_cameras(width=100, height=80)
     with torch.no_grad():
         expected = rasterize(**gaussians, **cameras, num_threads=2).color

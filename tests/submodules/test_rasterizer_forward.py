@@ -8,7 +8,17 @@ import pytest
 import torch
 from rasterizer_scenes import random_cameras, random_gaussians
 
+import diff_gaussian_rasterization
 from diff_gaussian_rasterization import rasterize, reference
+from kernels import KERNELS, choose
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch) -> str:
+    """Every test runs on every path of the operator."""
+    choose(request.param, monkeypatch, diff_gaussian_rasterization, request.module, ["rasterize"])
+    return request.param
+
 
 # Colours and alpha are of order 1; depths of order 5, sums of several hundred terms.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

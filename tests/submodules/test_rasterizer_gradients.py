@@ -12,7 +12,17 @@ from rasterizer_scenes import (
     render_with_gradients,
 )
 
+import diff_gaussian_rasterization
 from diff_gaussian_rasterization import operator, rasterize, reference
+from kernels import KERNELS, choose
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch) -> str:
+    """Every test runs on every path of the operator."""
+    choose(request.param, monkeypatch, diff_gaussian_rasterization, request.module, ["rasterize"])
+    return request.param
+
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rasterizer_scenes import random_cameras, random_gaussians
 
+import diff_gaussian_rasterization
 from diff_gaussian_rasterization import (
     GaussianRasterizationSettings,
     GaussianRasterizer,
+    devices,
     rasterize,
 )
+from kernels import KERNELS, choose
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch) -> str:
+    """Every test runs on every path of the operator."""
+    choose(
+        request.param,
+        monkeypatch,
+        diff_gaussian_rasterization,
+        request.module,
+        ["rasterize", "mark_visible", "GaussianRasterizer"],
+    )
+    return request.param
 
 
 def published_settings(cameras: dict, **changes) -> GaussianRasterizationSettings:
@@ -139,8 +157,22 @@ def test_a_wrong_argument_is_named(change, message):
         rasterize(**change(arguments))
 
 
-def test_a_tensor_on_another_device_is_refused_with_the_remedy():
+def test_tensors_on_several_devices_are_refused_by_name():
     arguments = random_gaussians(9) | random_cameras()
     arguments["scales"] = torch.empty(1, 9, 3, device="meta")
-    with pytest.raises(RuntimeError, match=r"scales is on meta.*--device cpu"):
-        rasterize(**arguments)
+    with pytest.raises(RuntimeError, match="scales is on meta, but means3D is on"):
+        diff_gaussian_rasterization.rasterize(**arguments)
+
+
+def test_a_device_that_is_neither_cpu_nor_gpu_is_refused():
+    arguments = random_gaussians(9) | random_cameras()
+    moved = {k: t.to("meta") if isinstance(t, torch.Tensor) else t for k, t in arguments.items()}
+    with pytest.raises(RuntimeError, match="means3D is on meta; .* computes on cpu"):
+        diff_gaussian_rasterization.rasterize(**moved)
+
+
+def test_gpu_tensors_meet_a_build_without_cuda_with_the_command_that_mends_it(monkeypatch):
+    monkeypatch.setattr(devices, "DEVICES", ("cpu",))
+    on_gpu = SimpleNamespace(device=torch.device("cuda:0"))
+    with pytest.raises(RuntimeError, match="no CUDA kernels: .*--device cpu.*make clean setup"):
+        devices.check_device({"means3D": on_gpu})

@@ -8,13 +8,12 @@ what is drawn, and the oracle of the tests.
 
 from __future__ import annotations
 
+from diff_gaussian_rasterization.devices import DEVICES
 from diff_gaussian_rasterization.interface import (
     GaussianRasterizationSettings,
     GaussianRasterizer,
 )
 from diff_gaussian_rasterization.operator import RasterOutput, mark_visible, rasterize
-
-DEVICES = ("cpu",)  # kinds of device that this build computes on
 
 __all__ = [
     "DEVICES",

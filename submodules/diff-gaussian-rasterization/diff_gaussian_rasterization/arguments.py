@@ -20,16 +20,6 @@ def check_exclusive(shs: object, colors: object, scales: object, rotations: obje
         raise ValueError("give exactly one of scales with rotations and precomputed 3D covariance")
 
 
-def check_device(tensors: Mapping[str, Tensor | None]) -> None:
-    """Raises `RuntimeError` for tensors that are not on the CPU, the only path of this build."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device.type != "cpu":
-            raise RuntimeError(
-                f"{name} is on {tensor.device}, but this build of diff_gaussian_rasterization has "
-                f"the CPU path only: pass --device cpu, or call .cpu() on its tensors"
-            )
-
-
 def check_dtype(tensors: Mapping[str, Tensor | None], dtype: torch.dtype) -> None:
     """Raises unless all tensors have the dtype of means3D, float32 or float64."""
     if dtype not in (torch.float32, torch.float64):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization import _native, arguments
+from diff_gaussian_rasterization import _native, arguments, cuda, devices
 
 
 class RasterOutput(NamedTuple):
@@ -85,13 +85,18 @@ class _Rasterize(torch.autograd.Function):
         tensors = (means, opacities, *attributes, *cameras, background)
         color = means.new_empty((batch, background.shape[0], *size))
         alpha, depth = means.new_empty((batch, 1, *size)), means.new_empty((batch, 1, *size))
-        radii = torch.empty((batch, count), dtype=torch.int32)
-        state = _kernel("forward", means.dtype)(
-            _native_inputs(settings, tensors), color, alpha, depth, radii, settings.threads
-        )
+        radii = means.new_empty((batch, count), dtype=torch.int32)
+        gpu, keep = devices.gpu_of(means), any(ctx.needs_input_grad)
+        if gpu is None:
+            state = _kernel("forward", means.dtype)(
+                _native_inputs(settings, tensors), color, alpha, depth, radii, settings.threads
+            )
+        else:
+            images = (color, alpha, depth)
+            state = cuda.forward(gpu, settings, tensors, images, radii, keep=keep)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(radii)
-        if any(ctx.needs_input_grad):
+        if keep:
             ctx.settings, ctx.state, ctx.batch = settings, state, batch
             ctx.save_for_backward(*tensors)
         return color, alpha, depth, radii
@@ -109,10 +114,15 @@ class _Rasterize(torch.autograd.Function):
         ]
         if wanted[1]:
             grads[1] = means.new_empty((ctx.batch, *means.shape[1:]))
-        images = (None if g is None else g.contiguous() for g in (color, alpha, depth))
-        _kernel("backward", means.dtype)(
-            _native_inputs(ctx.settings, tensors), ctx.state, *images, *grads, ctx.settings.threads
-        )
+        images = tuple(None if g is None else g.contiguous() for g in (color, alpha, depth))
+        gpu = devices.gpu_of(means)
+        if gpu is None:
+            _kernel("backward", means.dtype)(
+                *(_native_inputs(ctx.settings, tensors), ctx.state),
+                *(*images, *grads, ctx.settings.threads),
+            )
+        else:
+            cuda.backward(gpu, ctx.settings, tensors, ctx.state, images, grads)
         return None, None, None, *grads
 
 
@@ -145,7 +155,7 @@ def _per_view(tensor: Tensor | None) -> Tensor | None:
 
 
 def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
-    arguments.check_device(tensors)
+    devices.check_device(tensors)
     arguments.check_dtype(tensors, tensors["means3D"].dtype)
     arguments.check_size(settings.width, settings.height)
     batch = tensors["viewmatrices"].shape[0]
@@ -196,7 +206,7 @@ def rasterize(
     means2D: Tensor | None = None,
     num_threads: int | None = None,
 ) -> RasterOutput:
-    """Draws N Gaussians into B views. All tensors are float32, or all float64, on the CPU.
+    """Draws N Gaussians into B views. All tensors are float32, or all float64, on one device.
 
     Every leading B may be 1, or an expanded dimension: the entry is then shared by all views,
     read in place and given the sum of the views' gradients.
@@ -220,14 +230,14 @@ def rasterize(
         means2D: (B, N, 3) whose values are unused: receives, as its gradient, that of the
             projected centre in normalised device coordinates (x, y; z is 0).
         num_threads: CPU threads, by default `torch.get_num_threads()`. The results do not depend
-            on it, not even in the last bit.
+            on it, not even in the last bit; on a GPU too, two runs give the same bits.
 
     There are no gradients for radii, background and cameras, and no second derivatives.
     A Gaussian with a value that is not finite is culled: radius 0, gradient 0.
 
     Raises:
         ValueError: an argument is missing, superfluous, or of the wrong shape or dtype.
-        RuntimeError: a tensor is not on the CPU.
+        RuntimeError: tensors on several devices, or where this build does not compute.
     """
     arguments.check_exclusive(shs, colors, scales, rotations, cov3Ds)
     threads = torch.get_num_threads() if num_threads is None else int(num_threads)
@@ -258,12 +268,15 @@ def mark_visible(positions: Tensor, viewmatrix: Tensor) -> Tensor:
     `viewmatrix` is the transposed world-to-camera matrix (4, 4).
     """
     tensors = {"means3D": positions, "viewmatrix": viewmatrix}
-    arguments.check_device(tensors)
+    devices.check_device(tensors)
     arguments.check_dtype(tensors, positions.dtype)
     arguments.check_shape("positions", positions[None], (None, 3), 1)
     arguments.check_shape("viewmatrix", viewmatrix[None], (4, 4), 1)
-    visible = torch.empty(positions.shape[0], dtype=torch.bool)
-    _kernel("mark_visible", positions.dtype)(
-        positions.detach().contiguous(), viewmatrix.detach().contiguous(), visible
-    )
+    visible = positions.new_empty(positions.shape[0], dtype=torch.bool)
+    positions, viewmatrix = positions.detach().contiguous(), viewmatrix.detach().contiguous()
+    gpu = devices.gpu_of(positions)
+    if gpu is None:
+        _kernel("mark_visible", positions.dtype)(positions, viewmatrix, visible)
+    else:
+        cuda.mark_visible(gpu, positions, viewmatrix, visible)
     return visible

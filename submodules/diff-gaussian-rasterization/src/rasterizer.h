@@ -6,57 +6,9 @@
 #include <vector>
 
 #include "buffer.h"
-#include "gaussian_rasterizer/tiles.h"
+#include "gaussian_rasterizer/gaussian.h"
 
 namespace gr {
-
-// A tensor with a leading batch dimension; stride 0 means that all views share one entry.
-template <typename T>
-struct Batched {
-  T* data = nullptr;
-  std::int64_t stride = 0;  // elements
-
-  explicit operator bool() const { return data != nullptr; }
-  T* at(int view) const { return data + view * stride; }
-  // The first view that writes an entry sets it, later ones add to it.
-  bool adds(int view) const { return stride == 0 && view > 0; }
-};
-
-template <typename S>
-struct Inputs {
-  int views = 0, gaussians = 0, channels = 0, width = 0, height = 0;
-  int sh_rows = 0, sh_degree = 0;  // coefficients stored, degree used
-  S scale_modifier = 1;
-  Batched<const S> means, opacities;            // (N, 3), (N, 1)
-  Batched<const S> sh, colors;                  // (N, sh_rows, 3) or (N, C)
-  Batched<const S> scales, rotations, cov3d;    // (N, 3) and (N, 4), or (N, 6)
-  Batched<const S> view, projection;            // (16) column-major
-  Batched<const S> position, tan_fov;           // (3), (2)
-  const S* background = nullptr;                // (C)
-
-  int tiles_x() const { return (width + kTile - 1) / kTile; }
-  int tiles_y() const { return (height + kTile - 1) / kTile; }
-  int features() const { return channels + 1; }  // the colour channels and depth
-  Camera<S> camera(int v) const {
-    return make_camera(view.at(v), projection.at(v), position.at(v), tan_fov.at(v), width, height);
-  }
-};
-
-template <typename S>
-struct Outputs {
-  S *color, *alpha, *depth;  // (B, C, H, W), (B, 1, H, W), (B, 1, H, W)
-  std::int32_t* radii;       // (B, N)
-};
-
-template <typename S>
-struct ImageGradients {
-  const S *color, *alpha, *depth;  // as Outputs; null for none
-};
-
-template <typename S>
-struct InputGradients {
-  Batched<S> means, means2d, opacities, sh, colors, scales, rotations, cov3d;  // null for none
-};
 
 // Where the pieces of a splat's record lie; features follow the geometry.
 enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kGeometry = 8 };
@@ -136,9 +88,7 @@ template <typename S>
 void blend_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
                 const Outputs<S>& out);
 
-// Sums, per pair, of the gradients over the pixels of a tile: six moments, then the features.
-constexpr int kMoments = 6;
-
+// Sums, per pair, of the gradients over the pixels of a tile: the moments, then the features.
 template <typename S>
 struct PairGradients {
   int stride = 0;                // kMoments + features with a gradient
@@ -164,21 +114,5 @@ inline void prefetch(const void* address) {
 }
 
 constexpr std::uint32_t kAhead = 6;  // records are scattered: fetched this many pairs ahead
-
-// Reads the shape of Gaussian i of view v.
-template <typename S>
-inline Sym3<S> input_covariance(const Inputs<S>& in, int v, std::int64_t i) {
-  if (in.cov3d) {
-    const S* c = in.cov3d.at(v) + 6 * i;
-    return {c[0], c[1], c[2], c[3], c[4], c[5]};
-  }
-  return covariance_3d(in.scales.at(v) + 3 * i, in.rotations.at(v) + 4 * i, in.scale_modifier);
-}
-
-template <typename S>
-inline Vec3<S> input_mean(const Inputs<S>& in, int v, std::int64_t i) {
-  const S* m = in.means.at(v) + 3 * i;
-  return {m[0], m[1], m[2]};
-}
 
 }  // namespace gr

@@ -15,7 +15,6 @@ namespace gr {
 constexpr float kExp2[5] = {0.693146977597679f, 0.24022242083111778f, 0.055507337444709925f,
                             0.009671512785778654f, 0.00132647272527113f};
 constexpr float kMinExponent = -126.0f;  // below it 2^x is not a normal float
-constexpr double kLog2E = 1.4426950408889634;
 
 // ------------------------------------------------------------------------------- portable
 template <typename S>

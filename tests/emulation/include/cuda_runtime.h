@@ -205,6 +205,12 @@ inline int __all_sync(unsigned mask, int predicate) {
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline unsigned __float_as_uint(float x) {
+  return static_cast<unsigned>(emulation::to_bits(x));
+}
+inline long long __double_as_longlong(double x) {
+  return static_cast<long long>(emulation::to_bits(x));
+}
 template <typename T>
 T __ldg(const T* p) {
   return *p;

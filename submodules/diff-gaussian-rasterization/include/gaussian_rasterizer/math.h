@@ -1,4 +1,4 @@
-// Small vectors and the host/device macro shared by the CPU path and, later, the CUDA path.
+// Small vectors and the macros shared by the CPU path and the CUDA path.
 #pragma once
 
 #include <cmath>
@@ -9,6 +9,13 @@
 #define GR_HD __forceinline
 #else
 #define GR_HD inline __attribute__((always_inline))
+#endif
+
+// Unrolls the loop that follows, so that arrays indexed by its variable stay in registers.
+#if defined(__CUDA_ARCH__)
+#define GR_UNROLL _Pragma("unroll")
+#else
+#define GR_UNROLL
 #endif
 
 namespace gr {

@@ -1,0 +1,231 @@
+// One Gaussian from what the caller hands over to what the image needs of it, and the way back: the
+// per-Gaussian half of the rasteriser, for host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "gaussian_rasterizer/spherical_harmonics.h"
+#include "gaussian_rasterizer/tiles.h"
+
+namespace gr {
+
+// A tensor with a leading batch dimension; stride 0 means that all views share one entry.
+template <typename T>
+struct Batched {
+  T* data = nullptr;
+  std::int64_t stride = 0;  // elements
+
+  GR_HD explicit operator bool() const { return data != nullptr; }
+  GR_HD T* at(int view) const { return data + view * stride; }
+  // The first view that writes an entry sets it, later ones add to it.
+  GR_HD bool adds(int view) const { return stride == 0 && view > 0; }
+};
+
+template <typename S>
+struct Inputs {
+  int views = 0, gaussians = 0, channels = 0, width = 0, height = 0;
+  int sh_rows = 0, sh_degree = 0;  // coefficients stored, degree used
+  S scale_modifier = 1;
+  Batched<const S> means, opacities;            // (N, 3), (N, 1)
+  Batched<const S> sh, colors;                  // (N, sh_rows, 3) or (N, C)
+  Batched<const S> scales, rotations, cov3d;    // (N, 3) and (N, 4), or (N, 6)
+  Batched<const S> view, projection;            // (16) column-major
+  Batched<const S> position, tan_fov;           // (3), (2)
+  const S* background = nullptr;                // (C)
+
+  GR_HD int tiles_x() const { return (width + kTile - 1) / kTile; }
+  GR_HD int tiles_y() const { return (height + kTile - 1) / kTile; }
+  GR_HD int features() const { return channels + 1; }  // the colour channels and depth
+  GR_HD Camera<S> camera(int v) const {
+    return make_camera(view.at(v), projection.at(v), position.at(v), tan_fov.at(v), width, height);
+  }
+};
+
+template <typename S>
+struct Outputs {
+  S *color, *alpha, *depth;  // (B, C, H, W), (B, 1, H, W), (B, 1, H, W)
+  std::int32_t* radii;       // (B, N)
+};
+
+template <typename S>
+struct ImageGradients {
+  const S *color, *alpha, *depth;  // as Outputs; null for none
+};
+
+template <typename S>
+struct InputGradients {
+  Batched<S> means, means2d, opacities, sh, colors, scales, rotations, cov3d;  // null for none
+};
+
+// Reads the shape of Gaussian i of view v.
+template <typename S>
+GR_HD Sym3<S> input_covariance(const Inputs<S>& in, int v, std::int64_t i) {
+  if (in.cov3d) {
+    const S* c = in.cov3d.at(v) + 6 * i;
+    return {c[0], c[1], c[2], c[3], c[4], c[5]};
+  }
+  return covariance_3d(in.scales.at(v) + 3 * i, in.rotations.at(v) + 4 * i, in.scale_modifier);
+}
+
+template <typename S>
+GR_HD Vec3<S> input_mean(const Inputs<S>& in, int v, std::int64_t i) {
+  const S* m = in.means.at(v) + 3 * i;
+  return {m[0], m[1], m[2]};
+}
+
+// Where Gaussian i lands on the image; false if it does not.
+template <typename S>
+GR_HD bool project_gaussian(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                            Splat<S>& splat, TileRect& rect) {
+  if (!is_finite(in.opacities.at(v)[i])) return false;
+  if (!project(camera, input_mean(in, v, i), input_covariance(in, v, i), splat)) return false;
+  rect = tile_rect(splat, in.tiles_x(), in.tiles_y());
+  return !is_empty(rect);
+}
+
+constexpr double kLog2E = 1.4426950408889634;
+
+// The exponent of 2 in the falloff: xx dx^2 + xy dx dy + yy dy^2.
+template <typename S>
+struct Falloff {
+  S xx, xy, yy;
+};
+
+template <typename S>
+GR_HD Falloff<S> falloff(const Splat<S>& splat) {
+  return {S(-0.5 * kLog2E) * splat.conic_xx, S(-kLog2E) * splat.conic_xy,
+          S(-0.5 * kLog2E) * splat.conic_yy};
+}
+
+// Sums over the pixels, per splat and tile, of q = dL/dpower times 1, dx, dy, dx^2, dx dy, dy^2.
+constexpr int kMoments = 6;
+
+// Colour channels of Gaussian i into `features`; false if one is not finite.
+template <typename S>
+GR_HD bool color_features(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                          Vec3<S> mean, S* features) {
+  if (in.sh) {
+    const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
+    const Vec3<S> rgb = sh_color(in.sh_degree, mean - camera.position, sh);
+    features[0] = max_of(rgb.x, S(0));
+    features[1] = max_of(rgb.y, S(0));
+    features[2] = max_of(rgb.z, S(0));
+    return is_finite(rgb);
+  }
+  const S* color = in.colors.at(v) + i * in.channels;
+  bool finite = true;
+  for (int k = 0; k < in.channels; ++k) {
+    features[k] = color[k];
+    finite = finite && is_finite(color[k]);
+  }
+  return finite;
+}
+
+// Sets or adds `count` values.
+template <typename S>
+GR_HD void emit(const Batched<S>& target, int v, std::int64_t i, int count, const S* values) {
+  if (!target) return;
+  S* out = target.at(v) + i * count;
+  if (target.adds(v)) {
+    for (int k = 0; k < count; ++k) out[k] += values[k];
+  } else {
+    for (int k = 0; k < count; ++k) out[k] = values[k];
+  }
+}
+
+template <typename S>
+GR_HD void emit_zero(const Batched<S>& target, int v, std::int64_t i, int count) {
+  if (!target || target.adds(v)) return;
+  S* out = target.at(v) + i * count;
+  for (int k = 0; k < count; ++k) out[k] = S(0);
+}
+
+template <typename S>
+GR_HD void emit_zeros(const Inputs<S>& in, int v, std::int64_t i, const InputGradients<S>& grad) {
+  emit_zero(grad.means, v, i, 3);
+  emit_zero(grad.means2d, v, i, 3);
+  emit_zero(grad.opacities, v, i, 1);
+  emit_zero(grad.sh, v, i, 3 * in.sh_rows);
+  emit_zero(grad.colors, v, i, in.channels);
+  emit_zero(grad.scales, v, i, 3);
+  emit_zero(grad.rotations, v, i, 4);
+  emit_zero(grad.cov3d, v, i, 6);
+}
+
+// From the moments of q = dL/dpower over the pixels to the gradient of the splat.
+template <typename S>
+GR_HD SplatGrad<S> splat_gradient(const Splat<S>& splat, const S* m) {
+  const S q_x = m[1], q_y = m[2], q_xx = m[3], q_xy = m[4], q_yy = m[5];
+  SplatGrad<S> g;
+  g.depth = S(0);
+  g.x = -(splat.conic_xx * q_x + splat.conic_xy * q_y);
+  g.y = -(splat.conic_xy * q_x + splat.conic_yy * q_y);
+  g.conic_xx = S(-0.5) * q_xx;
+  g.conic_xy = -q_xy;
+  g.conic_yy = S(-0.5) * q_yy;
+  return g;
+}
+
+// Gradient of the colour; returns its part for the mean (through the viewing direction).
+template <typename S>
+GR_HD Vec3<S> color_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                             Vec3<S> mean, const S* features, const S* grad_color,
+                             const InputGradients<S>& grad) {
+  if (!in.sh) {
+    emit(grad.colors, v, i, in.channels, grad_color);
+    return {S(0), S(0), S(0)};
+  }
+  // The record holds the clamped colour: exactly 0 where the clamp was active.
+  const Vec3<S> g{features[0] > S(0) ? grad_color[0] : S(0),
+                  features[1] > S(0) ? grad_color[1] : S(0),
+                  features[2] > S(0) ? grad_color[2] : S(0)};
+  const std::int64_t row = i * in.sh_rows * 3;
+  S* out = grad.sh ? grad.sh.at(v) + row : nullptr;
+  if (out != nullptr && !grad.sh.adds(v)) {
+    for (int k = 3 * sh_coefficients(in.sh_degree); k < 3 * in.sh_rows; ++k) out[k] = S(0);
+  }
+  return sh_color_backward(in.sh_degree, mean - camera.position, in.sh.at(v) + row, g,
+                           grad.sh.adds(v), out);
+}
+
+template <typename S>
+GR_HD void shape_backward(const Inputs<S>& in, int v, std::int64_t i, const Sym3<S>& g,
+                          const InputGradients<S>& grad) {
+  if (in.cov3d) {
+    const S values[6] = {g.xx, S(2) * g.xy, S(2) * g.xz, g.yy, S(2) * g.yz, g.zz};
+    emit(grad.cov3d, v, i, 6, values);
+    return;
+  }
+  if (!grad.scales && !grad.rotations) return;
+  S grad_scale[3], grad_rotation[4];
+  covariance_3d_backward(in.scales.at(v) + 3 * i, in.rotations.at(v) + 4 * i, in.scale_modifier,
+                         g, grad_scale, grad_rotation);
+  emit(grad.scales, v, i, 3, grad_scale);
+  emit(grad.rotations, v, i, 4, grad_rotation);
+}
+
+// The gradients of Gaussian i in view v. `features` and `opacity` are those that were blended;
+// `sum` has what the pixels gathered: kMoments moments, then one gradient per feature.
+template <typename S>
+GR_HD void gaussian_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                             const S* features, S opacity, const S* sum, bool has_depth,
+                             const InputGradients<S>& grad) {
+  const Vec3<S> mean = input_mean(in, v, i);
+  const Sym3<S> cov = input_covariance(in, v, i);
+  Splat<S> splat;
+  if (!project(camera, mean, cov, splat)) return emit_zeros(in, v, i, grad);
+  SplatGrad<S> g = splat_gradient(splat, sum);
+  if (has_depth) g.depth = sum[kMoments + in.channels];
+  const ProjectionGrad<S> p = project_backward(camera, mean, cov, splat, g);
+  const Vec3<S> by_color =
+      color_backward(in, v, i, camera, mean, features, sum + kMoments, grad);
+  const S grad_mean[3] = {p.mean.x + by_color.x, p.mean.y + by_color.y, p.mean.z + by_color.z};
+  const S grad_ndc[3] = {p.ndc_x, p.ndc_y, S(0)};
+  const S grad_opacity = sum[0] / opacity;
+  emit(grad.means, v, i, 3, grad_mean);
+  emit(grad.means2d, v, i, 3, grad_ndc);
+  emit(grad.opacities, v, i, 1, &grad_opacity);
+  shape_backward(in, v, i, p.cov, grad);
+}
+
+}  // namespace gr
