@@ -172,8 +172,11 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
       }
       if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum.data())) {
         const S* record = state.records.data() + std::size_t(i) * state.record_stride;
-        gaussian_backward(in, v, i, camera, record + kGeometry, record[kOpacity], sum.data(),
-                          has_depth, grad);
+        gaussian_backward(in, v, i, camera, record[kOpacity], sum.data(), has_depth, grad,
+                          [&](Vec3<S> mean) {
+                            return color_backward(in, v, i, camera, mean, record + kGeometry,
+                                                  sum.data() + kMoments, grad);
+                          });
       } else {
         emit_zeros(in, v, i, grad);
       }

@@ -29,6 +29,140 @@ __device__ Geometry<S> geometry_of(const Splat<S>& splat, S opacity) {
   return {splat.x, splat.y, falloff(splat), opacity, reach, splat.depth};
 }
 
+// ---------------------------------------------------------------- harmonics, 16 bytes at a time
+
+template <typename S>
+struct alignas(16) Vector {
+  static constexpr int size = 16 / sizeof(S);
+  S at[size];
+};
+
+__device__ __forceinline__ bool is_aligned(const void* address) {
+  return reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
+}
+
+// Count numbers into registers: loops must unroll, indices be constants.
+template <int Count, typename S>
+__device__ __forceinline__ void read_row(const S* from, S* row) {
+  constexpr int step = Vector<S>::size, whole = Count / step * step;
+  if (is_aligned(from)) {
+#pragma unroll
+    for (int k = 0; k < whole; k += step) {
+      const Vector<S> vector = *reinterpret_cast<const Vector<S>*>(from + k);
+#pragma unroll
+      for (int j = 0; j < step; ++j) row[k + j] = vector.at[j];
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < whole; ++k) row[k] = from[k];
+  }
+#pragma unroll
+  for (int k = whole; k < Count; ++k) row[k] = from[k];
+}
+
+template <int Count, typename S>
+__device__ __forceinline__ void write_row(const S* row, S* to) {
+  constexpr int step = Vector<S>::size, whole = Count / step * step;
+  if (is_aligned(to)) {
+#pragma unroll
+    for (int k = 0; k < whole; k += step) {
+      Vector<S> vector;
+#pragma unroll
+      for (int j = 0; j < step; ++j) vector.at[j] = row[k + j];
+      *reinterpret_cast<Vector<S>*>(to + k) = vector;
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < whole; ++k) to[k] = row[k];
+  }
+#pragma unroll
+  for (int k = whole; k < Count; ++k) to[k] = row[k];
+}
+
+// Calls run(degree as a constant).
+template <typename Run>
+__device__ __forceinline__ auto with_degree(int degree, const Run& run) {
+  if (degree <= 0) return run(std::integral_constant<int, 0>());
+  if (degree == 1) return run(std::integral_constant<int, 1>());
+  if (degree == 2) return run(std::integral_constant<int, 2>());
+  return run(std::integral_constant<int, 3>());
+}
+
+// As color_features of gaussian.h.
+template <typename S>
+__device__ bool fetch_color(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                            Vec3<S> mean, S* features) {
+  if (!in.sh) return color_features(in, v, i, camera, mean, features);
+  const S* stored = in.sh.at(v) + i * in.sh_rows * 3;
+  const Vec3<S> rgb = with_degree(in.sh_degree, [&](auto degree) {
+    constexpr int count = 3 * sh_coefficients(decltype(degree)::value);
+    S sh[count];
+    read_row<count>(stored, sh);
+    return sh_color_of<decltype(degree)::value>(mean - camera.position, sh);
+  });
+  return clamp_color(rgb, features);
+}
+
+// Four coefficients of a Gaussian at a time: what they contribute to the gradient of the basis, and
+// their own gradient, to `out`.
+template <int Count, typename S>
+__device__ __forceinline__ void pass_coefficients(const S* sh, const S* basis, Vec3<S> g, bool adds,
+                                                  S* weight, S* out) {
+  S row[3 * Count], grad[3 * Count];
+  read_row<3 * Count>(sh, row);
+  if (adds) read_row<3 * Count>(out, grad);
+#pragma unroll
+  for (int j = 0; j < Count; ++j) {
+    weight[j] = dot(Vec3<S>{row[3 * j], row[3 * j + 1], row[3 * j + 2]}, g);
+    const Vec3<S> own = basis[j] * g;
+    grad[3 * j] = (adds ? grad[3 * j] : S(0)) + own.x;
+    grad[3 * j + 1] = (adds ? grad[3 * j + 1] : S(0)) + own.y;
+    grad[3 * j + 2] = (adds ? grad[3 * j + 2] : S(0)) + own.z;
+  }
+  write_row<3 * Count>(grad, out);
+}
+
+// As sh_color_backward_of, a few coefficients in registers at a time.
+template <int Degree, typename S>
+__device__ __forceinline__ Vec3<S> fetch_sh_backward(Vec3<S> offset, const S* sh, Vec3<S> g,
+                                                     bool adds, S* out) {
+  constexpr int count = sh_coefficients(Degree), fours = count / 4 * 4;
+  S basis[kMaxShCoefficients], weight[kMaxShCoefficients] = {}, inv_length;
+  const Vec3<S> d = normalized(offset, inv_length);
+  sh_basis(Degree, d, basis);
+#pragma unroll
+  for (int j = 0; j < fours; j += 4) {
+    pass_coefficients<4>(sh + 3 * j, basis + j, g, adds, weight + j, out + 3 * j);
+  }
+  if constexpr (fours < count) {
+    pass_coefficients<count - fours>(sh + 3 * fours, basis + fours, g, adds, weight + fours,
+                                     out + 3 * fours);
+  }
+  const Vec3<S> by_direction = sh_basis_backward(Degree, d, weight);
+  return inv_length * (by_direction - dot(by_direction, d) * d);
+}
+
+// As color_backward of gaussian.h.
+template <typename S>
+__device__ Vec3<S> fetch_color_backward(const Inputs<S>& in, int v, std::int64_t i,
+                                        const Camera<S>& camera, Vec3<S> mean, const S* features,
+                                        const S* grad_color, const InputGradients<S>& grad) {
+  if (!in.sh || !grad.sh) {
+    return color_backward(in, v, i, camera, mean, features, grad_color, grad);
+  }
+  const Vec3<S> g = clamp_color_backward(features, grad_color);
+  const std::int64_t row = i * in.sh_rows * 3;
+  const S* sh = in.sh.at(v) + row;
+  S* out = grad.sh.at(v) + row;
+  const bool adds = grad.sh.adds(v);
+  for (int k = 3 * sh_coefficients(in.sh_degree); !adds && k < 3 * in.sh_rows; ++k) out[k] = S(0);
+  return with_degree(in.sh_degree, [&](auto degree) {
+    return fetch_sh_backward<decltype(degree)::value>(mean - camera.position, sh, g, adds, out);
+  });
+}
+
+// -------------------------------------------------------------------------------------- forward
+
 __device__ __forceinline__ std::uint32_t depth_key(float depth) { return __float_as_uint(depth); }
 __device__ __forceinline__ std::uint64_t depth_key(double depth) {
   return static_cast<std::uint64_t>(__double_as_longlong(depth));
@@ -63,8 +197,8 @@ project_kernel(Inputs<S> in, SplatArrays<S> out, std::int32_t* radii) {
   TileRect rect;
   int tiles = 0, radius = 0;
   if (project_gaussian(in, v, i, camera, splat, rect) &&
-      color_features(in, v, i, camera, input_mean(in, v, i),
-                     out.features + number * out.feature_stride)) {
+      fetch_color(in, v, i, camera, input_mean(in, v, i),
+                  out.features + number * out.feature_stride)) {
     radius = static_cast<int>(splat.radius);
     tiles = fill_splat(in, number, splat, rect, in.opacities.at(v)[i], out);
   }
@@ -162,8 +296,14 @@ backward_kernel(Inputs<S> in, SplatArrays<S> splats, int stride, const S* sums,
       emit_zeros(in, v, i, grad);
       continue;
     }
-    gaussian_backward(in, v, i, in.camera(v), splats.features + number * splats.feature_stride,
-                      splats.geometry[number].opacity, sums + number * stride, true, grad);
+    const Camera<S> camera = in.camera(v);
+    const S* sum = sums + number * stride;
+    gaussian_backward(in, v, i, camera, splats.geometry[number].opacity, sum, true, grad,
+                      [&](Vec3<S> mean) {
+                        return fetch_color_backward(
+                            in, v, i, camera, mean,
+                            splats.features + number * splats.feature_stride, sum + kMoments, grad);
+                      });
   }
 }
 

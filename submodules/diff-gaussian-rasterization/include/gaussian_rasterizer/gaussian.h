@@ -100,17 +100,29 @@ GR_HD Falloff<S> falloff(const Splat<S>& splat) {
 // Sums over the pixels, per splat and tile, of q = dL/dpower times 1, dx, dy, dx^2, dx dy, dy^2.
 constexpr int kMoments = 6;
 
+// The published clamp at 0; false if a channel is not finite.
+template <typename S>
+GR_HD bool clamp_color(Vec3<S> rgb, S* features) {
+  features[0] = max_of(rgb.x, S(0));
+  features[1] = max_of(rgb.y, S(0));
+  features[2] = max_of(rgb.z, S(0));
+  return is_finite(rgb);
+}
+
+// The gradient before the clamp. `features` are clamped: exactly 0 where the clamp was active.
+template <typename S>
+GR_HD Vec3<S> clamp_color_backward(const S* features, const S* grad) {
+  return {features[0] > S(0) ? grad[0] : S(0), features[1] > S(0) ? grad[1] : S(0),
+          features[2] > S(0) ? grad[2] : S(0)};
+}
+
 // Colour channels of Gaussian i into `features`; false if one is not finite.
 template <typename S>
 GR_HD bool color_features(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
                           Vec3<S> mean, S* features) {
   if (in.sh) {
     const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
-    const Vec3<S> rgb = sh_color(in.sh_degree, mean - camera.position, sh);
-    features[0] = max_of(rgb.x, S(0));
-    features[1] = max_of(rgb.y, S(0));
-    features[2] = max_of(rgb.z, S(0));
-    return is_finite(rgb);
+    return clamp_color(sh_color(in.sh_degree, mean - camera.position, sh), features);
   }
   const S* color = in.colors.at(v) + i * in.channels;
   bool finite = true;
@@ -175,10 +187,7 @@ GR_HD Vec3<S> color_backward(const Inputs<S>& in, int v, std::int64_t i, const C
     emit(grad.colors, v, i, in.channels, grad_color);
     return {S(0), S(0), S(0)};
   }
-  // The record holds the clamped colour: exactly 0 where the clamp was active.
-  const Vec3<S> g{features[0] > S(0) ? grad_color[0] : S(0),
-                  features[1] > S(0) ? grad_color[1] : S(0),
-                  features[2] > S(0) ? grad_color[2] : S(0)};
+  const Vec3<S> g = clamp_color_backward(features, grad_color);
   const std::int64_t row = i * in.sh_rows * 3;
   S* out = grad.sh ? grad.sh.at(v) + row : nullptr;
   if (out != nullptr && !grad.sh.adds(v)) {
@@ -204,12 +213,13 @@ GR_HD void shape_backward(const Inputs<S>& in, int v, std::int64_t i, const Sym3
   emit(grad.rotations, v, i, 4, grad_rotation);
 }
 
-// The gradients of Gaussian i in view v. `features` and `opacity` are those that were blended;
-// `sum` has what the pixels gathered: kMoments moments, then one gradient per feature.
-template <typename S>
+// The gradients of Gaussian i in view v. `opacity` is the one that was blended; `sum` has what the
+// pixels gathered: kMoments moments, then one gradient per feature. `by_color(mean)` does the colour
+// and returns its part for the mean.
+template <typename S, typename ByColor>
 GR_HD void gaussian_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
-                             const S* features, S opacity, const S* sum, bool has_depth,
-                             const InputGradients<S>& grad) {
+                             S opacity, const S* sum, bool has_depth,
+                             const InputGradients<S>& grad, const ByColor& by_color) {
   const Vec3<S> mean = input_mean(in, v, i);
   const Sym3<S> cov = input_covariance(in, v, i);
   Splat<S> splat;
@@ -217,9 +227,8 @@ GR_HD void gaussian_backward(const Inputs<S>& in, int v, std::int64_t i, const C
   SplatGrad<S> g = splat_gradient(splat, sum);
   if (has_depth) g.depth = sum[kMoments + in.channels];
   const ProjectionGrad<S> p = project_backward(camera, mean, cov, splat, g);
-  const Vec3<S> by_color =
-      color_backward(in, v, i, camera, mean, features, sum + kMoments, grad);
-  const S grad_mean[3] = {p.mean.x + by_color.x, p.mean.y + by_color.y, p.mean.z + by_color.z};
+  const Vec3<S> total = p.mean + by_color(mean);
+  const S grad_mean[3] = {total.x, total.y, total.z};
   const S grad_ndc[3] = {p.ndc_x, p.ndc_y, S(0)};
   const S grad_opacity = sum[0] / opacity;
   emit(grad.means, v, i, 3, grad_mean);
