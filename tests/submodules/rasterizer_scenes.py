@@ -46,6 +46,16 @@ def random_gaussians(
     return {name: t.to(dtype).contiguous().requires_grad_() for name, t in tensors.items()}
 
 
+def raw_gaussians(count: int, **options) -> dict[str, Tensor]:
+    """`random_gaussians` before their activations, for `rasterize(raw=True)`."""
+    tensors = {name: t.detach() for name, t in random_gaussians(count, **options).items()}
+    tensors["opacities"] = tensors["opacities"].logit()
+    if "scales" in tensors:
+        tensors["scales"] = tensors["scales"].log()
+        tensors["rotations"] = 3 * tensors["rotations"]
+    return {name: t.requires_grad_() for name, t in tensors.items()}
+
+
 def random_cameras(
     views: int = 1,
     width: int = 70,

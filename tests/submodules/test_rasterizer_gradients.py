@@ -8,6 +8,7 @@ from rasterizer_scenes import (
     image_loss,
     random_cameras,
     random_gaussians,
+    raw_gaussians,
     relative_error,
     render_with_gradients,
 )
@@ -50,6 +51,31 @@ def test_each_image_has_its_own_gradient(parts):
     gaussians = random_gaussians(60, dtype=torch.float64)
     cameras = random_cameras(dtype=torch.float64)
     assert_gradients_match_twin(gaussians, cameras, torch.float64, parts)
+
+
+@pytest.mark.parametrize("precomputed_cov", [False, True])
+def test_images_and_gradients_of_raw_parameters_match_the_twin(precomputed_cov):
+    raw = raw_gaussians(60, dtype=torch.float64, precomputed_cov=precomputed_cov)
+    cameras = random_cameras(2, dtype=torch.float64) | dict(raw=True, scale_modifier=1.3)
+    out, gradients = render_with_gradients(rasterize, raw, cameras)
+    expected, expected_gradients = render_with_gradients(reference.rasterize, raw, cameras)
+    assert relative_error(out.color, expected.color) < 1e-12
+    for name, e in expected_gradients.items():
+        assert relative_error(gradients[name], e) < 1e-9, name
+
+
+def test_raw_parameters_that_are_extreme_are_culled_or_drawn_as_the_twin_does():
+    raw = {k: t.detach().clone() for k, t in raw_gaussians(12).items()}
+    raw["scales"][0, 0], raw["scales"][0, 1] = 100.0, -200.0  # exp: infinite, zero
+    raw["opacities"][0, 2], raw["opacities"][0, 3] = 200.0, -200.0
+    raw["rotations"][0, 4] = 0.0
+    raw["opacities"][0, 5] = torch.nan
+    cameras = random_cameras() | dict(raw=True)
+    out, expected = rasterize(**raw, **cameras), reference.rasterize(**raw, **cameras)
+    assert out.radii[0, 0] == 0 and out.radii[0, 5] == 0
+    assert out.color.isfinite().all()
+    assert relative_error(out.color, expected.color) < 1e-5
+    assert torch.equal(out.radii, expected.radii)
 
 
 def test_gradients_under_a_scale_modifier_match_the_twin():

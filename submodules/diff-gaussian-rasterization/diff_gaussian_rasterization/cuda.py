@@ -80,6 +80,7 @@ class Call:
             self.views,
             self.gaussians,
             self.channels,
+            int(settings.raw),
         )
         inputs = [strided(t) for t in tensors]
         self.where = (gpu.device, gpu.stream)

@@ -32,6 +32,7 @@ class Settings(NamedTuple):
     height: int
     sh_degree: int
     scale_modifier: float
+    raw: bool
     threads: int
 
 
@@ -60,6 +61,7 @@ def _native_inputs(settings: Settings, tensors: tuple[Tensor | None, ...]) -> An
         settings.height,
         settings.sh_degree,
         settings.scale_modifier,
+        settings.raw,
         means,
         opacities,
         *rest,
@@ -203,6 +205,7 @@ def rasterize(
     background: Tensor,
     sh_degree: int = 0,
     scale_modifier: float = 1.0,
+    raw: bool = False,
     means2D: Tensor | None = None,
     num_threads: int | None = None,
 ) -> RasterOutput:
@@ -227,6 +230,9 @@ def rasterize(
         background: (C,).
         sh_degree: 0 to 3, the degree to evaluate.
         scale_modifier: multiplies all scales.
+        raw: scales are given as logarithms, opacities as logits and quaternions in any length:
+            their activations (exp, sigmoid, division by the length) and the gradients of these
+            are part of the render. Not for cov3Ds, which are used as they are.
         means2D: (B, N, 3) whose values are unused: receives, as its gradient, that of the
             projected centre in normalised device coordinates (x, y; z is 0).
         num_threads: CPU threads, by default `torch.get_num_threads()`. The results do not depend
@@ -243,7 +249,9 @@ def rasterize(
     threads = torch.get_num_threads() if num_threads is None else int(num_threads)
     if threads < 1:
         raise ValueError(f"num_threads must be at least 1, not {threads}")
-    settings = Settings(int(width), int(height), int(sh_degree), float(scale_modifier), threads)
+    settings = Settings(
+        int(width), int(height), int(sh_degree), float(scale_modifier), bool(raw), threads
+    )
     values = (means3D, means2D, opacities, shs, colors, scales, rotations, cov3Ds)
     cameras = dict(
         viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov

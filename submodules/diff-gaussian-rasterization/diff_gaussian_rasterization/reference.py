@@ -267,11 +267,16 @@ def rasterize(
     background: Tensor,
     sh_degree: int = 0,
     scale_modifier: float = 1.0,
+    raw: bool = False,
     means2D: Tensor | None = None,
     num_threads: int | None = None,
 ) -> RasterOutput:
     """The twin of `diff_gaussian_rasterization.rasterize`, argument for argument."""
     del num_threads
+    if raw:
+        opacities = opacities.sigmoid()
+        if scales is not None:
+            scales, rotations = scales.exp(), torch.nn.functional.normalize(rotations, dim=-1)
 
     def of(tensor: Tensor | None, v: int) -> Tensor | None:
         return None if tensor is None else tensor[v if tensor.shape[0] > 1 else 0]

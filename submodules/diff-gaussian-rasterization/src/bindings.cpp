@@ -51,7 +51,7 @@ const S* data_of(const MaybeArray<const S>& array) {
 
 // The inputs of one call; Python keeps it for the backward pass together with the tensors.
 template <typename S>
-Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier,
+Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier, bool raw,
                       const Array<const S>& means, const Array<const S>& opacities,
                       const MaybeArray<const S>& sh, const MaybeArray<const S>& colors,
                       const MaybeArray<const S>& scales, const MaybeArray<const S>& rotations,
@@ -67,6 +67,7 @@ Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifie
   in.sh_degree = sh_degree;
   in.sh_rows = sh ? static_cast<int>(sh->shape(2)) : 0;
   in.scale_modifier = static_cast<S>(scale_modifier);
+  in.raw = raw;
   const std::int64_t b = in.views, n = in.gaussians;
   in.means = batched(means, b, 3 * n, "means3D");
   in.opacities = batched(opacities, b, n, "opacities");
@@ -129,7 +130,8 @@ void bind(nb::module_& m, const std::string& suffix) {
   nb::class_<Inputs<S>>(m, ("Inputs" + suffix).c_str());
   nb::class_<RenderState<S>>(m, ("RenderState" + suffix).c_str());
   m.def(("inputs" + suffix).c_str(), &make_inputs<S>, nb::arg("width"), nb::arg("height"),
-        nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("means"), nb::arg("opacities"),
+        nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("raw"), nb::arg("means"),
+        nb::arg("opacities"),
         nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("scales").none(),
         nb::arg("rotations").none(), nb::arg("cov3d").none(), nb::arg("view"),
         nb::arg("projection"), nb::arg("position"), nb::arg("tan_fov"), nb::arg("background"));

@@ -26,8 +26,8 @@ Batched<T> batched(const Tensor& tensor) {
   return {native::pointer<T>(static_cast<Address>(tensor[0])), tensor[1]};
 }
 
-// width, height, sh_degree, sh_rows, views, gaussians, channels
-using Sizes = std::array<int, 7>;
+// width, height, sh_degree, sh_rows, views, gaussians, channels, raw
+using Sizes = std::array<int, 8>;
 // means, opacities, sh, colors, scales, rotations, cov3d, view, projection, position, tan_fov,
 // background
 using InputTensors = std::array<Tensor, 12>;
@@ -42,6 +42,7 @@ Inputs<S> make_inputs(const Sizes& sizes, double scale_modifier, const InputTens
   in.views = sizes[4];
   in.gaussians = sizes[5];
   in.channels = sizes[6];
+  in.raw = sizes[7] != 0;
   in.scale_modifier = static_cast<S>(scale_modifier);
   Batched<const S>* const members[] = {&in.means,  &in.opacities, &in.sh,         &in.colors,
                                        &in.scales, &in.rotations, &in.cov3d,      &in.view,

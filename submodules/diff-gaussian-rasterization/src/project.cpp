@@ -57,7 +57,7 @@ template <typename S>
 bool finish_candidate(const Inputs<S>& in, int v, const Camera<S>& camera,
                       const Candidate<S>& candidate, S* record, std::vector<Touch>& touches) {
   const int i = candidate.gaussian;
-  const S opacity = in.opacities.at(v)[i];
+  const S opacity = input_opacity(in, v, i);
   if (!color_features(in, v, i, camera, input_mean(in, v, i), record + kGeometry)) return false;
   record[kGeometry + in.channels] = candidate.splat.depth;
   geometry_record(candidate.splat, opacity, record);

@@ -200,7 +200,7 @@ project_kernel(Inputs<S> in, SplatArrays<S> out, std::int32_t* radii) {
       fetch_color(in, v, i, camera, input_mean(in, v, i),
                   out.features + number * out.feature_stride)) {
     radius = static_cast<int>(splat.radius);
-    tiles = fill_splat(in, number, splat, rect, in.opacities.at(v)[i], out);
+    tiles = fill_splat(in, number, splat, rect, input_opacity(in, v, i), out);
   }
   radii[number] = radius;
   out.tiles[number] = tiles;

@@ -26,6 +26,7 @@ struct Inputs {
   int views = 0, gaussians = 0, channels = 0, width = 0, height = 0;
   int sh_rows = 0, sh_degree = 0;  // coefficients stored, degree used
   S scale_modifier = 1;
+  bool raw = false;  // scales are logarithms, opacities logits, quaternions of any length
   Batched<const S> means, opacities;            // (N, 3), (N, 1)
   Batched<const S> sh, colors;                  // (N, sh_rows, 3) or (N, C)
   Batched<const S> scales, rotations, cov3d;    // (N, 3) and (N, 4), or (N, 6)
@@ -57,14 +58,51 @@ struct InputGradients {
   Batched<S> means, means2d, opacities, sh, colors, scales, rotations, cov3d;  // null for none
 };
 
-// Reads the shape of Gaussian i of view v.
+template <typename S>
+GR_HD S input_opacity(const Inputs<S>& in, int v, std::int64_t i) {
+  const S value = in.opacities.at(v)[i];
+  return in.raw ? S(1) / (S(1) + std::exp(-value)) : value;
+}
+
+constexpr double kMinLength = 1e-12;  // quaternions shorter than this are divided by it
+
+// Scales and quaternion of Gaussian i in view v after their activations.
+template <typename S>
+struct Shape {
+  S scale[3], rotation[4];
+  S length;  // of the quaternion that was given
+};
+
+template <typename S>
+GR_HD Shape<S> input_shape(const Inputs<S>& in, int v, std::int64_t i) {
+  const S* s = in.scales.at(v) + 3 * i;
+  const S* q = in.rotations.at(v) + 4 * i;
+  if (!in.raw) return {{s[0], s[1], s[2]}, {q[0], q[1], q[2], q[3]}, S(1)};
+  const S square = q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3];
+  const S length = max_of(std::sqrt(square), S(kMinLength)), inverse = S(1) / length;
+  return {{std::exp(s[0]), std::exp(s[1]), std::exp(s[2])},
+          {inverse * q[0], inverse * q[1], inverse * q[2], inverse * q[3]},
+          length};
+}
+
+// From the gradients of the activated scales and quaternion to those of what was given.
+template <typename S>
+GR_HD void activation_backward(const Shape<S>& shape, S* grad_scale, S* grad_rotation) {
+  for (int k = 0; k < 3; ++k) grad_scale[k] *= shape.scale[k];
+  const S* q = shape.rotation;
+  S along = S(0);
+  for (int k = 0; k < 4; ++k) along += grad_rotation[k] * q[k];
+  for (int k = 0; k < 4; ++k) grad_rotation[k] = (grad_rotation[k] - along * q[k]) / shape.length;
+}
+
 template <typename S>
 GR_HD Sym3<S> input_covariance(const Inputs<S>& in, int v, std::int64_t i) {
   if (in.cov3d) {
     const S* c = in.cov3d.at(v) + 6 * i;
     return {c[0], c[1], c[2], c[3], c[4], c[5]};
   }
-  return covariance_3d(in.scales.at(v) + 3 * i, in.rotations.at(v) + 4 * i, in.scale_modifier);
+  const Shape<S> shape = input_shape(in, v, i);
+  return covariance_3d(shape.scale, shape.rotation, in.scale_modifier);
 }
 
 template <typename S>
@@ -77,7 +115,7 @@ GR_HD Vec3<S> input_mean(const Inputs<S>& in, int v, std::int64_t i) {
 template <typename S>
 GR_HD bool project_gaussian(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
                             Splat<S>& splat, TileRect& rect) {
-  if (!is_finite(in.opacities.at(v)[i])) return false;
+  if (!is_finite(input_opacity(in, v, i))) return false;
   if (!project(camera, input_mean(in, v, i), input_covariance(in, v, i), splat)) return false;
   rect = tile_rect(splat, in.tiles_x(), in.tiles_y());
   return !is_empty(rect);
@@ -207,8 +245,10 @@ GR_HD void shape_backward(const Inputs<S>& in, int v, std::int64_t i, const Sym3
   }
   if (!grad.scales && !grad.rotations) return;
   S grad_scale[3], grad_rotation[4];
-  covariance_3d_backward(in.scales.at(v) + 3 * i, in.rotations.at(v) + 4 * i, in.scale_modifier,
-                         g, grad_scale, grad_rotation);
+  const Shape<S> shape = input_shape(in, v, i);
+  covariance_3d_backward(shape.scale, shape.rotation, in.scale_modifier, g, grad_scale,
+                         grad_rotation);
+  if (in.raw) activation_backward(shape, grad_scale, grad_rotation);
   emit(grad.scales, v, i, 3, grad_scale);
   emit(grad.rotations, v, i, 4, grad_rotation);
 }
@@ -230,7 +270,7 @@ GR_HD void gaussian_backward(const Inputs<S>& in, int v, std::int64_t i, const C
   const Vec3<S> total = p.mean + by_color(mean);
   const S grad_mean[3] = {total.x, total.y, total.z};
   const S grad_ndc[3] = {p.ndc_x, p.ndc_y, S(0)};
-  const S grad_opacity = sum[0] / opacity;
+  const S grad_opacity = in.raw ? sum[0] * (S(1) - opacity) : sum[0] / opacity;
   emit(grad.means, v, i, 3, grad_mean);
   emit(grad.means2d, v, i, 3, grad_ndc);
   emit(grad.opacities, v, i, 1, &grad_opacity);
