@@ -1,6 +1,7 @@
 """Builds the CUDA kernels of a package as C++ against the emulated GPU, and loads them.
 
 The result has the functions of the package's ``_cuda`` module and takes addresses in main memory.
+Kernels of the tests' own are built the same way, see `Library`.
 With a sanitizer it must be loaded into a Python in which the sanitizer's library is preloaded.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nanobind
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -67,13 +69,13 @@ def sources(package: Path) -> list[Path]:
     return found
 
 
-def _key(package: Path, flags: Iterable[str]) -> str:
+def _key(package: Path, watched: Iterable[Path], flags: Iterable[str]) -> str:
     """A hash of everything that the build depends on."""
     total = hashlib.sha256(" ".join(flags).encode())
-    for folder in (package / "src", package / "include", COMMON, HERE):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
-                total.update(path.name.encode() + path.read_bytes())
+    folders = (package / "src", package / "include", COMMON, HERE / "include")
+    found = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in (*found, HERE / "emulation.cpp", HERE / "runner.h", *watched):
+        total.update(path.name.encode() + path.read_bytes())
     return total.hexdigest()[:16]
 
 
@@ -91,27 +93,47 @@ def build(package: str, sanitizer: str = "") -> Path:
         sanitizer: ``address``, ``thread``, ``undefined``, or nothing.
     """
     folder = ROOT / "submodules" / package
+    nanobind_source = Path(nanobind.source_dir()) / "nb_combined.cpp"
+    foreign = [(nanobind_source, ["-O1", "-g0"])]
+    return _build(folder, sources(folder), foreign, sanitizer, f"{package}/_cuda.so")
+
+
+def build_library(source: str, sanitizer: str = "") -> Path:
+    """A library of a .cu file of this folder, see runner.h; built unless it is up to date."""
+    return _build(HERE, [HERE / source], [], sanitizer, f"{source}/library.so")
+
+
+def _build(
+    folder: Path,
+    watched: list[Path],
+    foreign: list[tuple[Path, list[str]]],
+    sanitizer: str,
+    result: str,
+) -> Path:
+    """Compiles ``watched``, with the sanitizer, and ``foreign``, without; links them."""
     extra = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer"] if sanitizer else []
     flags = [*FLAGS, *includes(folder)]
-    key = _key(folder, [compiler(), *FLAGS, *STRICT, *extra])
-    target = BUILD / f"{package}-{sanitizer or 'plain'}-{key}"
-    module = target / "_cuda.so"
+    key = _key(folder, watched, [compiler(), *FLAGS, *STRICT, *extra])
+    name, file = result.split("/")
+    target = BUILD / f"{name}-{sanitizer or 'plain'}-{key}"
+    module = target / file
     target.mkdir(parents=True, exist_ok=True)
+    # Only what is under test is instrumented; the scheduler tells the sanitizers what it does.
+    units = [(path, [*extra, *STRICT]) for path in watched]
+    units += [(HERE / "emulation.cpp", STRICT), *foreign]
     with (target / "lock").open("w") as lock:  # several test processes want it at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not module.exists():
-            _build(folder, flags, extra, target, module)
+            _compile_and_link(units, flags, extra, module)
     return module
 
 
-def _build(folder: Path, flags: list[str], extra: list[str], target: Path, module: Path) -> None:
-    nanobind_source = Path(nanobind.source_dir()) / "nb_combined.cpp"
-    # Only what is under test is instrumented; the scheduler tells the sanitizers what it does.
-    units = [(path, [*extra, *STRICT]) for path in sources(folder)]
-    units += [(HERE / "emulation.cpp", STRICT), (nanobind_source, ["-O1", "-g0"])]
+def _compile_and_link(
+    units: list[tuple[Path, list[str]]], flags: list[str], extra: list[str], module: Path
+) -> None:
     objects, commands = [], []
     for path, more in units:
-        result = target / f"{path.stem}.o"
+        result = module.parent / f"{path.stem}.o"
         commands.append(
             ([compiler(), *flags, *more, "-x", "c++", "-c", str(path), "-o", str(result)], result)
         )
@@ -120,7 +142,7 @@ def _build(folder: Path, flags: list[str], extra: list[str], target: Path, modul
         list(pool.map(lambda c: _compile(c[0], c[1].with_suffix(".log")), commands))
     unfinished = module.with_suffix(".part")
     link = [compiler(), "-shared", "-pthread", *extra, *objects, "-o", str(unfinished)]
-    _compile(link, target / "link.log")
+    _compile(link, module.parent / "link.log")
     unfinished.rename(module)
 
 
@@ -133,6 +155,29 @@ def load(package: str, sanitizer: str = "") -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Library:
+    """The functions of a .cu file of this folder; each works on an array of 32-bit values."""
+
+    def __init__(self, source: str, sanitizer: str = "") -> None:
+        self.loaded = ctypes.CDLL(str(build_library(source, sanitizer)))
+        self.loaded.run_by_name.restype = ctypes.c_char_p
+
+    def run(self, name: str, data: np.ndarray, grid: int = 1, block: int = 64) -> None:
+        """Calls ``name`` on ``data`` (int32 or float32), in place.
+
+        Raises:
+            RuntimeError: with what the emulation says.
+        """
+        where = ctypes.c_void_p(data.ctypes.data)
+        error = self.loaded.run_by_name(name.encode(), grid, block, where, data.size)
+        if error:
+            raise RuntimeError(error.decode())
+
+    def set_order(self, order: int) -> None:
+        """As `set_order` for a package."""
+        self.loaded.emulation_set_order(order)
 
 
 def set_order(package: str, order: int, sanitizer: str = "") -> None:

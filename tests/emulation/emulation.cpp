@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <random>
@@ -140,6 +141,7 @@ struct Machine {
   std::map<std::pair<const char*, int>, void*> shared;  // by place in the source
   std::pair<const char*, int> wanted_key;
   std::size_t wanted_bytes = 0;  // of shared memory, asked for by the running thread
+  std::exception_ptr failure;    // what a thread has thrown
 };
 
 Machine machine;
@@ -200,7 +202,11 @@ void thread_main() {
   if (__sanitizer_finish_switch_fiber) {
     __sanitizer_finish_switch_fiber(nullptr, &m.host_bottom, &m.host_size);
   }
-  m.body(m.closure);
+  try {
+    m.body(m.closure);
+  } catch (...) {  // beyond this frame there is nothing to unwind
+    m.failure = std::current_exception();
+  }
   release(&m.grid_token);
   m.running->state = State::kDone;
   ++m.done;
@@ -261,8 +267,22 @@ void clear_fibers(std::size_t most) {
   fibers.clear();
 }
 
+char* map_stacks(void* at, unsigned count, int more) {
+  void* memory = mmap(at, kStack * count, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | more, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stacks of the emulation");
+  return static_cast<char*>(memory);
+}
+
+// The fibres of the next block get the stacks of the last, which would be races to ThreadSanitizer:
+// memory that is mapped anew has no past.
+void forget_stacks() {
+  if (__tsan_create_fiber) map_stacks(machine.stacks, machine.count, MAP_FIXED);
+}
+
 void start_block(dim3 grid, dim3 block, uint3 at) {
   Machine& m = machine;
+  forget_stacks();
   m.waiting = m.done = m.generation = 0;
   m.sums[0] = m.sums[1] = 0;
   for (unsigned i = 0; i < m.count; ++i) {
@@ -284,6 +304,7 @@ void run_block(const std::vector<unsigned>& order) {
       while (m.threads[i].state == State::kReady) {
         progress = true;
         to_thread(m.threads[i]);
+        if (m.failure) std::rethrow_exception(std::exchange(m.failure, nullptr));
         if (m.wanted_bytes == 0) break;
         allocate_shared();
       }
@@ -314,10 +335,7 @@ void run(dim3 grid, dim3 block, void (*body)(void*), void* closure) {
   m.count = block.x * block.y * block.z;
   if (m.count == 0 || m.count > kMaxThreads) throw std::runtime_error("a block has 1 to 1024 threads");
   if (!m.stacks) {
-    void* memory = mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stacks of the emulation");
-    m.stacks = static_cast<char*>(memory);
+    m.stacks = map_stacks(nullptr, kMaxThreads, 0);
     m.threads.resize(kMaxThreads);
   }
   if (__tsan_get_current_fiber) m.host_fiber = __tsan_get_current_fiber();

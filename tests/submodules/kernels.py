@@ -6,6 +6,7 @@ A test file asks for it with one fixture:
     def kernels(request, monkeypatch):
         choose(request.param, monkeypatch, hexplane_encoder, request.module, ["encode"])
 
+A test that is about some of them only is marked ``@only("cpu")``.
 ``emulated`` computes on CPU tensors with the CUDA sources compiled against the emulated GPU;
 ``cuda`` moves the tensors to the GPU and the results back: tests need not know where they run.
 """
@@ -24,6 +25,11 @@ from torch import Tensor
 import emulated
 
 KERNELS = ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def only(*kinds: str) -> pytest.MarkDecorator:
+    """For tests of some paths, or of what no path has a part in."""
+    return pytest.mark.parametrize("kernels", kinds, indirect=True)
 
 
 def folder_of(package: ModuleType) -> str:

@@ -7,8 +7,19 @@ import dataclasses
 import pytest
 import torch
 
+import emulated
 import hash_encoder
-from hash_encoder import HashEncoder, HashGrid, encode, reference
+from hash_encoder import HashEncoder, HashGrid, devices, encode, reference
+from hash_encoder import encoder as implementation
+from kernels import KERNELS, choose, only
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch) -> str:
+    """Every test of the operator runs on every path of it."""
+    choose(request.param, monkeypatch, hash_encoder, request.module, ["encode"])
+    return request.param
+
 
 # float32: sums of up to some thousand terms in another order; float64: the same, 2^-29 finer.
 TOLERANCE = {
@@ -71,18 +82,44 @@ def test_equals_the_twin_over_several_tiles_of_points(threads):
     assert_equals_twin(*make_inputs(grid, 9_001, torch.float64), grid, num_threads=threads)
 
 
+@pytest.mark.parametrize("features", [1, 3, 4])
+@pytest.mark.parametrize("levels", [33, 70])
+def test_equals_the_twin_for_more_levels_than_a_launch_takes(levels, features):
+    grid = HashGrid(2, levels, features, 2, (40, 30), 7)
+    assert_equals_twin(*make_inputs(grid, 150), grid)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3])
+@pytest.mark.parametrize("features", [2, 4, 6, 8])
+def test_arrays_at_any_address(features, shift):
+    grid = HashGrid(3, 4, features, 3, 12, 7)
+    x, table = make_inputs(grid, 100)
+    buffer = torch.empty(table.numel() + shift)
+    shifted = buffer[shift:].view_as(table).copy_(table)
+    upstream = torch.rand(100 * grid.width + shift)[shift:].view(100, grid.width)
+    results = []
+    for rows in (shifted, table):
+        leaves = [x.clone().requires_grad_(), rows.detach().requires_grad_()]
+        features_of = encode(*leaves, grid)
+        results.append([features_of, *torch.autograd.grad(features_of, leaves, upstream)])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, **TOLERANCE[torch.float32])
+
+
 def test_equals_the_twin_on_levels_too_large_for_the_cache():
     grid = HashGrid(3, 3, 2, 60, 2048, 17)
     assert grid.hashed == (True, True, True)
     assert_equals_twin(*make_inputs(grid, 600, torch.float64), grid)
 
 
+@only("cpu")
 def test_the_grids_above_are_dense_and_hashed():
     assert GRIDS["dense"].hashed == (False,) * 4
     for name in ("2d", "3d", "4d", "linear", "one sample"):
         assert set(GRIDS[name].hashed) == {False, True}
 
 
+@only("cpu")
 @pytest.mark.parametrize(
     ("grid", "rows"),
     [
@@ -96,6 +133,7 @@ def test_table_sizes_of_grid4d(grid, rows):
     assert grid.offsets[0] == 0 and len(grid.offsets) == grid.levels + 1
 
 
+@only("cpu")
 def test_levels_grow_from_base_to_desired_along_every_axis():
     grid = HashGrid(3, 12, 2, (8, 16, 5), (512, 300, 5), 19)
     assert grid.resolutions[0] == (8, 16, 5)
@@ -157,6 +195,7 @@ def test_an_infinite_upstream_gradient_stays_out_of_axes_on_which_the_point_is_o
     assert x.grad[0, 0] == 0 and x.grad[0, 2] == 0
 
 
+@only("cpu")
 @pytest.mark.parametrize("levels", [1, 3, 32])
 @pytest.mark.parametrize("spread", ["even", "one cell"])
 def test_same_bits_for_any_number_of_threads(spread, levels):
@@ -175,7 +214,7 @@ def test_few_points(count):
     assert_equals_twin(*make_inputs(GRIDS["3d"], count=count), GRIDS["3d"])
 
 
-def test_nan_rows_stay_nan_and_pass_no_gradient():
+def test_nan_rows_stay_nan_and_pass_no_gradient(kernels):
     grid = GRIDS["3d"]
     x, table = make_inputs(grid, count=6000)
     x[0] = torch.tensor([0.3, float("nan"), 0.7])
@@ -186,7 +225,32 @@ def test_nan_rows_stay_nan_and_pass_no_gradient():
     assert features[0].isnan().all()
     assert torch.equal(features[1:], clean)
     assert (grad_x[0] == 0).all() and grad_x.isfinite().all()
-    assert torch.equal(grad_table, without)
+    if kernels == "cpu":
+        assert torch.equal(grad_table, without)
+    else:  # added atomically
+        torch.testing.assert_close(grad_table, without, **TOLERANCE[torch.float32])
+
+
+@only("emulated")
+@pytest.mark.parametrize("spread", ["even", "one cell"])
+@pytest.mark.parametrize("name", ["2d", "3d", "4d"])
+def test_same_values_in_any_order_of_the_threads(name, spread):
+    grid = GRIDS[name]
+    x, table = make_inputs(grid, count=700)
+    if spread == "one cell":
+        x = 0.5 + 1e-3 * x
+    results = []
+    try:
+        for order in (0, 1, 7):
+            emulated.set_order("hash-encoder", order)
+            results.append(gradients(encode, x, table, grid))
+    finally:
+        emulated.set_order("hash-encoder", 0)
+    for features, grad_x, grad_table in results[1:]:
+        assert torch.equal(features, results[0][0])
+        assert torch.equal(grad_x, results[0][1])
+        torch.testing.assert_close(grad_table, results[0][2], **TOLERANCE[torch.float32])
+    assert spread == "even" or any(not torch.equal(r[2], results[0][2]) for r in results[1:])
 
 
 def test_nan_rows_keep_out_a_nan_upstream_gradient():
@@ -290,6 +354,7 @@ def test_wrong_shapes_and_dtypes_are_named(name, message):
         encode(*wrong_inputs(name))
 
 
+@only("cpu")
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -317,12 +382,12 @@ def test_zero_threads_are_refused():
         encode(*make_inputs(GRIDS["3d"]), GRIDS["3d"], num_threads=0)
 
 
+@only("cpu")
 def test_the_kernels_refuse_arrays_that_do_not_fit():
     from hash_encoder import _native
-    from hash_encoder.encoder import _layout
 
     x, table = make_inputs(GRIDS["3d"], count=4)
-    layout, features = _layout(GRIDS["3d"]), torch.empty(4, 11)
+    layout, features = implementation._layout(GRIDS["3d"]), torch.empty(4, 11)
     with pytest.raises(ValueError, match="do not fit"):
         _native.forward(x, table, layout, 1, features)
     with pytest.raises(ValueError, match="too few rows"):
@@ -330,13 +395,65 @@ def test_the_kernels_refuse_arrays_that_do_not_fit():
         _native.forward(x, table, few, 1, features)
 
 
-@pytest.mark.parametrize("device", ["meta", "cuda"])
-def test_tensors_on_another_device_are_refused_with_the_remedy(device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    assert hash_encoder.DEVICES == ("cpu",)
-    x, table = make_inputs(GRIDS["3d"], count=4)
+@only("emulated")
+@pytest.mark.parametrize("wrong", ["x", "table", "features", "grad_x"])
+def test_the_cuda_kernels_refuse_arrays_that_do_not_fit(wrong):
+    grid, gpu = GRIDS["3d"], devices.gpu_of(torch.empty(0))
+    sizes = {"x": 12, "table": grid.rows * 2, "features": 4 * grid.width, "grad_x": 12}
+    sizes[wrong] -= 1
+    x, table, features, grad_x = ((0, size) for size in sizes.values())  # never looked at
+    levels = implementation._device_grid(gpu.kernels, grid)
+    where = gpu.device, gpu.stream, levels
+    with pytest.raises(ValueError, match="do not fit|grad_x must be as x"):
+        gpu.kernels.backward_points_f32(*where, x, table, features, grad_x)
+    if wrong == "grad_x":
+        return
+    with pytest.raises(ValueError, match="do not fit"):
+        gpu.kernels.forward_f32(*where, x, table, features)
+    with pytest.raises(ValueError, match="do not fit"):
+        gpu.kernels.backward_table_f64(*where, x, features, table)
+
+
+IMPOSSIBLE_LEVELS = [  # scales, resolutions, offsets, hashed; what is wrong
+    ([[4.0, 4.0]], [[5, 5]], [0, 24], [False], "too few rows"),
+    ([[4.0, 4.0]], [[5, 5]], [0, 24], [True], "too few rows"),
+    ([[4.1, 4.0]], [[5, 5]], [0, 25], [False], "beyond its samples"),
+    ([[4.0, 4.0]], [[5, 5]], [1, 26], [False], "do not fit"),
+    ([[4.0, 4.0]], [[5, 5]], [0, 25, 30], [False], "do not fit"),
+    ([[4.0]], [[5]], [0, 5], [False], "dims"),
+    ([[4.0, 4.0]] * 2, [[5, 5], [5]], [0, 25, 50], [False] * 2, "ragged"),
+    ([[2.0**23] * 2], [[2**24] * 2], [0, 2**48], [False], "too large"),
+]
+
+
+@only("cpu", "emulated")
+@pytest.mark.parametrize("wrong", IMPOSSIBLE_LEVELS, ids=lambda wrong: wrong[-1])
+def test_levels_that_could_leave_their_table_are_refused(wrong, kernels):
+    *levels, message = wrong
+    with pytest.raises(ValueError, match=message):
+        if kernels == "emulated":
+            emulated.load("hash-encoder").make_grid(*levels, 2, True)
+        else:
+            x, table = make_inputs(GRIDS["2d"], count=4)
+            layout = implementation._native.Layout(*levels, 2, True)
+            implementation._native.forward(x, table, layout, 1, torch.empty(4, 2))
+
+
+@only("cpu")
+def test_tensors_on_another_device_are_refused():
+    grid = GRIDS["3d"]
+    x, table = make_inputs(grid, count=4)
+    with pytest.raises(RuntimeError, match="x is on meta; hash_encoder computes on cpu"):
+        encode(x.to("meta"), table.to("meta"), grid)
+    with pytest.raises(RuntimeError, match="table is on meta, but another input is on cpu"):
+        encode(x, table.to("meta"), grid)
+
+
+@only("cpu")
+@pytest.mark.gpu
+def test_a_gpu_is_refused_with_the_remedy_by_a_build_without_kernels(monkeypatch):
+    monkeypatch.setattr(devices, "DEVICES", ("cpu",))
+    grid = GRIDS["3d"]
+    x, table = make_inputs(grid, count=4)
     with pytest.raises(RuntimeError, match="--device cpu"):
-        encode(x.to(device), table, GRIDS["3d"])
-    with pytest.raises(RuntimeError, match="table is on"):
-        encode(x, table.to(device), GRIDS["3d"])
+        encode(x.cuda(), table.cuda(), grid)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import emulated
 import hexplane_encoder
 from hexplane_encoder import encode, reference
-from kernels import KERNELS, choose
+from kernels import KERNELS, choose, only
 
 
 @pytest.fixture(autouse=True, params=KERNELS)
@@ -97,6 +98,7 @@ def test_points_outside_get_no_gradient_along_that_axis():
     assert ((xyz.grad == 0) == (xyz.detach().abs() > 1)).all()
 
 
+@only("cpu")
 @pytest.mark.parametrize("spread", ["even", "one cell"])
 def test_same_bits_for_any_number_of_threads(spread):
     inputs = make_inputs(count=40_000, sizes=(40, 33, 17))
@@ -106,6 +108,24 @@ def test_same_bits_for_any_number_of_threads(spread):
     for threads in (2, 3, 5, 16):
         together = gradients(encode, *inputs, num_threads=threads)
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@only("emulated")
+def test_same_values_in_any_order_of_the_threads():
+    inputs = make_inputs(count=700)
+    results = []
+    try:
+        for order in (0, 1, 7):
+            emulated.set_order("hexplane-encoder", order)
+            results.append(gradients(encode, *inputs))
+    finally:
+        emulated.set_order("hexplane-encoder", 0)
+    for features, grad_xyz, *grad_grids in results[1:]:
+        assert torch.equal(features, results[0][0])
+        assert torch.equal(grad_xyz, results[0][1])
+        for actual, expected in zip(grad_grids, results[0][2:], strict=True):
+            torch.testing.assert_close(actual, expected, **TOLERANCE[torch.float32])
+    assert any(not torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -14,11 +14,10 @@ resolutions of their own, as the space-time grids of Grid4D (Xu et al., NeurIPS 
 
 from __future__ import annotations
 
+from hash_encoder.devices import DEVICES
 from hash_encoder.encoder import encode
 from hash_encoder.grid import HashGrid
 from hash_encoder.module import HashEncoder
-
-DEVICES = ("cpu",)  # kinds of device that this build computes on
 
 __all__ = ["DEVICES", "HashEncoder", "HashGrid", "encode"]
 __version__ = "0.1.0"

@@ -275,8 +275,7 @@ void fold(int axis, int count, const AxisSamples<T, D>& samples,
   for (int c = 0; c < 1 << axis; ++c) {
     T *low = values[c], *high = values[c + (1 << axis)];
     for (int i = 0; i < count; ++i) {
-      const T weight = samples.weight[axis][i];
-      low[i] = (T(1) - weight) * low[i] + weight * high[i];
+      low[i] = interpolate(low[i], high[i], samples.weight[axis][i]);
     }
   }
 }
@@ -293,9 +292,7 @@ void add_coordinate_gradients(const AxisSamples<T, D>& samples, int count,
         differences[c][i] = values[c + (1 << axis)][i] - values[c][i];
     for (int lower = axis - 1; lower >= 0; --lower) fold(lower, count, samples, differences);
     for (int i = 0; i < count; ++i) {
-      const T slope = samples.slope[axis][i];
-      // Not the product with 0: outside, an infinite or NaN upstream gradient stays out too.
-      sums[axis][start + i] += slope == T(0) ? T(0) : slope * differences[0][i];
+      sums[axis][start + i] += along_slope(samples.slope[axis][i], differences[0][i]);
     }
     fold(axis, count, samples, values);
   }

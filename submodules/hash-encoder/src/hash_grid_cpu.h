@@ -2,26 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "hash_grid.h"
+#include "layout.h"
 
 namespace hashgrid {
-
-template <typename T>
-struct Grid {
-  std::vector<Level<T>> levels;
-  std::int64_t rows;  // of the whole table
-  int dims;           // D, kMinDims to kMaxDims
-  int features;       // F of a level
-  bool smooth;        // smoothstep weights, else linear
-
-  std::int64_t width() const { return static_cast<std::int64_t>(levels.size()) * features; }
-  std::int64_t end(int level) const {  // one past the last row of a level
-    const bool last = level + 1 == static_cast<int>(levels.size());
-    return last ? rows : levels[level + 1].offset;
-  }
-};
 
 // features (N, L * F) = encode(x (N, D), table (rows, F)); a row with a NaN coordinate becomes NaN.
 template <typename T>

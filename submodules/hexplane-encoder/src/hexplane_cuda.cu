@@ -1,9 +1,11 @@
 // A group of lanes shares a point: each lane takes every kGroup-th vector of its channels, so that
 // the lanes of a group read neighbouring memory, and they add up the gradient of the coordinates.
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "hexplane_cuda.h"
-#include "native/cuda.cuh"
+#include "native/vectors.cuh"
 
 namespace hexplane {
 namespace {
@@ -11,38 +13,13 @@ namespace {
 constexpr unsigned kBlock = 256;
 constexpr int kGroup = 8;  // lanes per point
 
-// V neighbouring channels, moved in one access of up to 16 bytes.
+// V neighbouring channels.
 template <typename T, int V>
-struct alignas(sizeof(T) * V) Channels {
-  T at[V];
-};
+using Channels = native::Vector<T, V>;
 
-template <typename T, int V>
-__device__ __forceinline__ Channels<T, V> load(const T* address) {
-  return *reinterpret_cast<const Channels<T, V>*>(address);
-}
-
-template <typename T, int V>
-__device__ __forceinline__ void store(T* address, const Channels<T, V>& value) {
-  *reinterpret_cast<Channels<T, V>*>(address) = value;
-}
-
-template <typename T, int V>
-__device__ __forceinline__ void add(T* address, T weight, const Channels<T, V>& value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool at_once = V == 4 && sizeof(T) == 4;  // Hopper adds 16 bytes in one instruction
-#else
-  constexpr bool at_once = false;
-#endif
-  if constexpr (at_once) {
-    atomicAdd(reinterpret_cast<float4*>(address),
-              make_float4(weight * value.at[0], weight * value.at[1], weight * value.at[2],
-                          weight * value.at[3]));
-  } else {
-#pragma unroll
-    for (int v = 0; v < V; ++v) atomicAdd(address + v, weight * value.at[v]);
-  }
-}
+using native::atomic_add;
+using native::load;
+using native::store;
 
 // Where a point falls in each of the six grids. Planes of one level need not share resolutions.
 template <typename T>
@@ -201,18 +178,18 @@ __device__ __forceinline__ void scatter(const Cells<T>& cells, const Channels<T,
     if (plane == nullptr) continue;
     const PlaneCell<T>& cell = cells.plane[k];
     const T wa = cell.a.weight, wb = cell.b.weight;
-    add(plane + cell.o00 + c, (T(1) - wa) * (T(1) - wb), partial[k]);
-    add(plane + cell.o01 + c, wa * (T(1) - wb), partial[k]);
-    add(plane + cell.o10 + c, (T(1) - wa) * wb, partial[k]);
-    add(plane + cell.o11 + c, wa * wb, partial[k]);
+    atomic_add(plane + cell.o00 + c, (T(1) - wa) * (T(1) - wb), partial[k]);
+    atomic_add(plane + cell.o01 + c, wa * (T(1) - wb), partial[k]);
+    atomic_add(plane + cell.o10 + c, (T(1) - wa) * wb, partial[k]);
+    atomic_add(plane + cell.o11 + c, wa * wb, partial[k]);
   }
 #pragma unroll
   for (int k = 0; k < kLines; ++k) {
     T* line = grads.data[kPlanes + k];
     if (line == nullptr) continue;
     const AxisSample<T>& s = cells.line[k];
-    add(line + std::ptrdiff_t(s.low) * grads.channels + c, T(1) - s.weight, partial[kPlanes + k]);
-    add(line + std::ptrdiff_t(s.high) * grads.channels + c, s.weight, partial[kPlanes + k]);
+    atomic_add(line + std::ptrdiff_t(s.low) * grads.channels + c, T(1) - s.weight, partial[kPlanes + k]);
+    atomic_add(line + std::ptrdiff_t(s.high) * grads.channels + c, s.weight, partial[kPlanes + k]);
   }
 }
 
@@ -272,13 +249,9 @@ backward_kernel(const T* xyz, std::int64_t count, DeviceGrids<const T> grids,
 
 template <typename Value>
 bool is_aligned(const DeviceGrids<Value>& grids) {
-  for (const auto* data : grids.data) {
-    if (reinterpret_cast<std::uintptr_t>(data) % 16 != 0) return false;
-  }
-  return true;
+  return std::all_of(std::begin(grids.data), std::end(grids.data),
+                     [](const void* data) { return native::is_aligned(data, 16); });
 }
-
-bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
 
 template <typename T>
 constexpr int kVector = 16 / int(sizeof(T));
@@ -289,7 +262,8 @@ template <typename T>
 void forward(const T* xyz, std::int64_t count, const DeviceGrids<const T>& grids, T* features,
              cudaStream_t stream) {
   const dim3 blocks(native::blocks_for(count * kGroup, kBlock));
-  const bool wide = grids.channels % kVector<T> == 0 && is_aligned(grids) && is_aligned(features);
+  const bool wide = grids.channels % kVector<T> == 0 && is_aligned(grids) &&
+                    native::is_aligned(features, 16);
   const auto kernel = wide ? forward_kernel<T, kVector<T>> : forward_kernel<T, 1>;
   native::launch(kernel, blocks, dim3(kBlock), stream, xyz, count, grids, features);
 }
@@ -300,7 +274,7 @@ void backward(const T* xyz, std::int64_t count, const DeviceGrids<const T>& grid
               cudaStream_t stream) {
   const dim3 blocks(native::blocks_for(count * kGroup, kBlock));
   const bool wide = grids.channels % kVector<T> == 0 && is_aligned(grids) &&
-                    is_aligned(grad_grids) && is_aligned(grad_features);
+                    is_aligned(grad_grids) && native::is_aligned(grad_features, 16);
   const auto kernel = wide ? backward_kernel<T, kVector<T>> : backward_kernel<T, 1>;
   native::launch(kernel, blocks, dim3(kBlock), stream, xyz, count, grids, grad_features, grad_xyz,
                  grad_grids);

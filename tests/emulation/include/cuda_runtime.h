@@ -232,6 +232,13 @@ T atomicAdd(T* target, T value) {
                                         __ATOMIC_RELAXED));
   return before;
 }
+inline float2 atomicAdd(float2* target, float2 value) {
+  return {atomicAdd(&target->x, value.x), atomicAdd(&target->y, value.y)};
+}
+inline float4 atomicAdd(float4* target, float4 value) {
+  return {atomicAdd(&target->x, value.x), atomicAdd(&target->y, value.y),
+          atomicAdd(&target->z, value.z), atomicAdd(&target->w, value.w)};
+}
 inline int atomicMax(int* target, int value) {
   int old = __atomic_load_n(target, __ATOMIC_RELAXED);
   while (old < value && !__atomic_compare_exchange_n(target, &old, value, false, __ATOMIC_RELAXED,
