@@ -1,8 +1,10 @@
 """Times the 3 nearest neighbours of 100,000 points against SciPy's `cKDTree`, in one run.
 
     python benchmarks/knn.py [--points 100000] [--threads 2] [--repeats 5] > knn.json
+    python benchmarks/knn.py --device cuda > knn_cuda.json
 
-Milliseconds are medians and include building the trees; `ratio` is SciPy / ours.
+Milliseconds are medians and include building the trees; `ratio` is SciPy / ours. On a GPU they are
+the GPU's own time between two events, for points that are on it already; SciPy's are the CPU's.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,7 +20,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from simple_knn import knn
+from simple_knn import DEVICES, knn
 
 NEIGHBOURS = 3
 
@@ -50,30 +53,63 @@ def median_ms(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(times[1:] or times)
 
 
-def measure(cloud: np.ndarray, threads: int, repeats: int) -> dict[str, float | None]:
+def median_gpu_ms(function: Callable[[], object], repeats: int) -> float:
+    """Median time of `function` on the GPU between two events, after three warm-ups."""
+    times = []
+    for _ in range(3 + repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])
+
+
+def measure(cloud: np.ndarray, device: str, threads: int, repeats: int) -> dict[str, float | None]:
     """Our time and SciPy's; SciPy is left out for identical points, where it is quadratic."""
-    points = torch.from_numpy(cloud)
-    ours = median_ms(lambda: knn(points, NEIGHBOURS, threads), repeats)
+    points = torch.from_numpy(cloud).to(device)
+    clock = median_gpu_ms if device == "cuda" else median_ms
+    ours = clock(lambda: knn(points, NEIGHBOURS, threads), repeats)
     if (cloud == cloud[0]).all():
-        return {"ms": round(ours, 1), "scipy_ms": None, "ratio": None}
+        return {"ms": round(ours, 3), "scipy_ms": None, "ratio": None}
     scipy = median_ms(
         lambda: cKDTree(cloud).query(cloud, k=NEIGHBOURS + 1, workers=threads), repeats
     )
-    return {"ms": round(ours, 1), "scipy_ms": round(scipy, 1), "ratio": round(scipy / ours, 2)}
+    return {"ms": round(ours, 3), "scipy_ms": round(scipy, 1), "ratio": round(scipy / ours, 2)}
+
+
+def check_device(device: str) -> None:
+    """Exits with code 2 and one line where this machine or build cannot compute on `device`."""
+    problem = ""
+    if device == "cuda" and not torch.cuda.is_available():
+        problem = "torch sees no CUDA device here"
+    elif device not in DEVICES:
+        problem = "simple_knn was built without CUDA: install nvcc, then: make clean setup"
+    if problem:
+        print(f"--device {device}: {problem}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ours runs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each case")
     arguments = parser.parse_args()
-    clouds = make_clouds(arguments.points)
+    check_device(arguments.device)
     cases = {
-        name: measure(cloud, arguments.threads, arguments.repeats) for name, cloud in clouds.items()
+        name: measure(cloud, arguments.device, arguments.threads, arguments.repeats)
+        for name, cloud in make_clouds(arguments.points).items()
     }
-    result = {"points": arguments.points, "threads": arguments.threads, "cases": cases}
+    result = {
+        "points": arguments.points,
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "threads": arguments.threads,
+        "cases": cases,
+    }
     print(json.dumps(result, indent=2))
 
 

@@ -34,6 +34,7 @@ BUILD = ROOT / "build" / "emulated"
 FLAGS = [
     "-std=c++17",
     "-O2",
+    "-ffp-contract=off",
     "-g1",
     "-fPIC",
     "-pthread",

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
+from simple_knn.devices import DEVICES
 from simple_knn.search import knn
 
-__all__ = ["knn"]
+__all__ = ["DEVICES", "knn"]
 __version__ = "0.1.0"

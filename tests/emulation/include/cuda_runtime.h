@@ -202,6 +202,12 @@ inline int __all_sync(unsigned mask, int predicate) {
   return __ballot_sync(mask, predicate) == mask;
 }
 
+inline int __float_as_int(float x) { return emulation::from_bits<int>(emulation::to_bits(x)); }
+inline float __int_as_float(int x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
+// As in CUDA, min and max of integers are in the global namespace.
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
