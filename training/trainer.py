@@ -26,7 +26,7 @@ from scene.mixture import MoDE, Splats
 from training.checkpoint import save_model, save_state, saved_iterations
 from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
 from training.density import DensityControl
-from training.evaluation import evaluate_views, view_renderer
+from training.evaluation import ViewRenderer, evaluate_views
 from training.losses import CameraColors, photometric, to_float
 from training.reports import Report
 from training.sampler import ViewSampler
@@ -318,7 +318,7 @@ class Trainer:
         """PSNR and SSIM on evenly spaced test and training views, reported and returned."""
         result, p = {}, self.progress
         self.model.eval()
-        render_view = view_renderer(self.model, self.scene, p.iteration, p.stage)
+        render_view = ViewRenderer(self.model, self.scene, p.iteration, p.stage)
         for name, views in (("test", self.scene.test), ("train", self.scene.train)):
             if not views:
                 continue

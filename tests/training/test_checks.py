@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import silence
-import tiny
 import torch
 
 import scene.experts.embedding
 import scene.mixture
+import silence
+import tiny
 from scene.experts.base import LearningRate, ParameterGroup
 from training.schedules import Optimizer
 from training.trainer import LOG_INTERVAL
@@ -68,7 +68,9 @@ def break_gradient(trainer) -> None:
     original = trainer._loss_terms
 
     def with_a_root(shots):
-        root = (0 * trainer.model.experts["hexplane"].heads.last["xyz"].weight).square().sum().sqrt()
+        root = (
+            (0 * trainer.model.experts["hexplane"].heads.last["xyz"].weight).square().sum().sqrt()
+        )
         return original(shots) | {"root": root}
 
     trainer._loss_terms = with_a_root
@@ -174,7 +176,9 @@ def test_a_step_that_has_failed_leaves_parameters_moments_and_counts():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_bad_number_among_many_gradients_is_seen(value):
     parameters = [torch.nn.Parameter(torch.zeros(1000)) for _ in range(3)]
-    groups = [ParameterGroup(n, [p], LearningRate(0.1)) for n, p in zip("abc", parameters)]
+    groups = [
+        ParameterGroup(n, [p], LearningRate(0.1)) for n, p in zip("abc", parameters, strict=True)
+    ]
     optimizer = Optimizer(groups, 10)
     assert optimizer.gradient_sizes()[0] == []
     for parameter in parameters:

@@ -272,3 +272,37 @@ def test_a_set_without_a_pixel_that_counts_has_no_metrics_and_is_rendered(run, m
     record = _go(run, sets=("test",))["test"]
     assert record["masked"] is True and "psnr" not in record
     assert "psnr" not in _load(run.model_path / "metrics.json")
+
+
+# ---- several views at once -----------------------------------------------------------------------
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for sub in ("renders", "gt") for p in (folder / sub).iterdir()}
+
+
+def test_views_rendered_together_leave_the_same_files_and_metrics(run, monkeypatch):
+    scene, found = fake_scene(test_cameras=3), []
+    for limit in (1, 2, 4):
+        monkeypatch.setitem(evaluation.TOGETHER, "cpu", limit)
+        run.model.asked.clear()
+        record = _go(run, scene, sets=("test",))["test"]
+        assert len(run.model.asked) == 15 + {1: 12, 2: 8, 4: 4}[limit]  # 15: for the speed
+        found.append((_files(run.model_path / "test" / "ours_30"), record["per_view"]))
+    assert found[0] == found[1] == found[2]
+    assert list(found[2][1]) == [view.name for view in scene.test]
+
+
+def test_the_view_of_a_batch_that_is_not_finite_is_named(run, monkeypatch):
+    monkeypatch.setitem(evaluation.TOGETHER, "cpu", 4)
+
+    def fails(cameras, splats, *rest):
+        output = fake_render(cameras, splats, *rest)
+        if len(cameras) == 2:
+            output.images[1, 0, 3, 3] = math.inf
+        return output
+
+    monkeypatch.setattr(evaluation, "render", fails)
+    with pytest.raises(UserError, match="view cam01/0000: .*not finite"):
+        _go(run, fake_scene(test_cameras=2), sets=("test",))
+    assert list((run.model_path / "test").iterdir()) == []
