@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from arguments_MoDE.config import Config
 from arguments_MoDE.recipe import read_recipe
@@ -36,7 +35,7 @@ from scene.point_cloud import PointCloud
 from scene.views import scene_extent
 from training.launch import build_model
 
-RECIPE = ROOT / "arguments_MoDE" / "dynerf" / "config_rot_0" / "cook_spinach.py"
+RECIPE = "arguments_MoDE/dynerf/config_rot_0/cook_spinach.py"
 EXPERTS = ("hexplane", "embedding")
 DISTINCT = 64  # images in memory, whatever the number of frames
 FOCAL = 0.54  # of the width, as Neural 3D Video's cameras have it
@@ -89,11 +88,9 @@ class Images:
 def build_scene(arguments: argparse.Namespace) -> Scene:
     """The scene, its first camera held out."""
     width, height = arguments.size
+    frames, last = arguments.frames, max(arguments.cameras - 1, 1)
     names = [f"cam{index:02d}" for index in range(arguments.cameras)]
-    cameras = [
-        _camera(names[i], i / max(len(names) - 1, 1), width, height) for i in range(len(names))
-    ]
-    frames = arguments.frames
+    cameras = [_camera(name, i / last, width, height) for i, name in enumerate(names)]
     store = Images(width, height, min(DISTINCT, frames * len(cameras)))
     views = [
         View(camera, c, frame, frame / max(frames - 1, 1), store, (c, frame))

@@ -63,9 +63,7 @@ def main() -> None:
     """Prints one JSON object."""
     parser = n3v_sized.parser(__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="of measuring, each, at most")
-    parser.add_argument(
-        "--top-k", type=int, help="experts kept per Gaussian; default: the recipe's"
-    )
+    parser.add_argument("--top-k", type=int, help="experts kept per Gaussian; default: as trained")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = n3v_sized.build_config(arguments)
