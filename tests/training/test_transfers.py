@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+import training.transfers
 from training.checkpoint import load_state
 from training.transfers import (
     Download,
@@ -177,6 +178,51 @@ def test_the_next_batch_is_fetched_while_one_is_computed_with(tmp_path):
     trainer._loss_terms = noted
     run(trainer, 5)
     assert during == [True] * 5
+
+
+class Recorded:
+    """Stands for a stream and its event; notes what is asked of it."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def record_event(self):
+        self.log.append(f"{self.name} records")
+        return "event"
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event}")
+
+    def __enter__(self):
+        self.log.append(f"on {self.name}")
+
+    def __exit__(self, *_):
+        self.log.append(f"off {self.name}")
+
+
+def test_streams_are_handed_over_in_the_order_that_keeps_memory_safe(monkeypatch):
+    """On the side stream: copies, then the event. On the other: wait, then claim the memory."""
+    log: list[str] = []
+    side, main = Recorded("side", log), Recorded("main", log)
+
+    def noted(tensor, device):
+        log.append("copy")
+        return tensor.clone()
+
+    def claimed(tensor, stream):
+        log.append(f"claimed for {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.Tensor, "record_stream", claimed)
+    monkeypatch.setattr(training.transfers, "upload", noted)
+    view = tiny.scene().train[0]
+    view.store.masks = torch.ones((3, 4, tiny.HEIGHT, tiny.WIDTH), dtype=torch.bool)
+    images, _ = target_loader("cuda").take([view])
+    assert torch.equal(images[0], view.image())
+    queued = ["on side", "copy", "copy", "side records", "off side"]
+    assert log == [*queued, "main waits for event", "claimed for main", "claimed for main"]
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------
