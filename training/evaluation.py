@@ -31,9 +31,9 @@ Measures = dict[str, Tensor]  # name of a metric -> scalar, on the device that r
 WARM_UP_FRAMES = 3
 TIMED_FRAMES = 100
 TIMED_SECONDS = 5.0
-# Views of one time that are rendered at once, at most: they share a deformation. A CPU has nothing
-# to gain but that, and takes the views in the order of the set.
-TOGETHER = {"cpu": 1, "cuda": 4}
+# Views of one time that are rendered at once, at most: they share a deformation. On a CPU four take
+# a third of the time of four alone (docs/log.md), with the same bits; not measured on a GPU.
+TOGETHER = 4
 # Pixels that a CPU compares with a network in about half a minute; a GPU compares every view.
 LPIPS_CPU_PIXELS = {"alex": 20e6, "vgg": 0.75e6}
 
@@ -69,8 +69,6 @@ class ViewRenderer:
 
 def together(views: Sequence[View], limit: int) -> list[list[int]]:
     """Positions of views that can be rendered at once, at most ``limit``: of one time and size."""
-    if limit == 1:
-        return [[index] for index in range(len(views))]
     groups: dict[tuple[float, int, int], list[int]] = {}
     for index, view in enumerate(views):
         key = (view.time, view.camera.width, view.camera.height)

@@ -324,7 +324,7 @@ class _Frames:
         self.name, self.views, self.render, self.perceptual = name, views, render, perceptual
         self.chosen = {} if name == "video" else perceptual.choose(views)
         self.loader = target_loader(device)
-        self.batches = together(views, TOGETHER[torch.device(device).type])
+        self.batches = together(views, TOGETHER)
 
     def write(self, folder: Path, quiet: bool) -> list[dict[str, float]]:
         """Writes every view's render (and ground truth) and returns its metrics, if it has any."""

@@ -125,10 +125,10 @@ def test_a_render_that_is_not_finite_is_named(bad):
 
 def test_views_of_one_time_and_size_are_taken_together_up_to_the_limit():
     views = [*clip("a", 0, frames=2), *clip("b", 1, frames=2), *clip("c", 2, frames=2)]
-    views += clip("wide", 3, frames=2, width=60)
+    views += [*clip("wide", 3, frames=1, width=60), *clip("high", 4, frames=1, height=50)]
     assert evaluation.together(views, 4) == [[0, 2, 4], [1, 3, 5], [6], [7]]
     assert evaluation.together(views, 2) == [[0, 2], [4], [1, 3], [5], [6], [7]]
-    assert evaluation.together(views, 1) == [[i] for i in range(8)]
+    assert evaluation.together(views, 1) == [[0], [2], [4], [1], [3], [5], [6], [7]]
 
 
 def test_measures_are_read_as_the_numbers_that_each_row_has():

@@ -14,7 +14,7 @@ from fake_scene import FakeModel, GreyStore, clip, fake_render, fake_scene
 from PIL import Image
 
 from arguments_MoDE.config import Config
-from training import evaluation
+from training import evaluation, rendering
 from training.checkpoint import Run, model_folder
 from training.rendering import ImageWriter, collect, is_rendered, render_sets, table
 from utils.errors import UserError
@@ -72,13 +72,13 @@ def test_metrics_are_strict_json_and_end_with_the_mean_psnr(run):
 
 
 def test_means_are_over_all_views_and_over_those_of_a_camera(run, monkeypatch):
-    calls = []
+    def each_its_own(cameras, splats, *rest):
+        output = fake_render(cameras, splats, *rest)
+        for image, camera in zip(output.images, cameras, strict=True):
+            image += 0.1 * int(camera.name[-1]) + splats
+        return output
 
-    def worse_and_worse(cameras, splats, *rest):
-        calls.append(0)
-        return fake_render(cameras, splats + 0.01 * len(calls), *rest)
-
-    monkeypatch.setattr(evaluation, "render", worse_and_worse)
+    monkeypatch.setattr(evaluation, "render", each_its_own)
     metrics = _go(run, fake_scene(test_cameras=2), sets=("test",))["test"]
     for key in ("psnr", "ssim", "psnr_8bit", "ssim_8bit"):
         values = [row[key] for row in metrics["per_view"].values()]
@@ -284,7 +284,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_views_rendered_together_leave_the_same_files_and_metrics(run, monkeypatch):
     scene, found = fake_scene(test_cameras=3), []
     for limit in (1, 2, 4):
-        monkeypatch.setitem(evaluation.TOGETHER, "cpu", limit)
+        monkeypatch.setattr(rendering, "TOGETHER", limit)
         run.model.asked.clear()
         record = _go(run, scene, sets=("test",))["test"]
         assert len(run.model.asked) == 15 + {1: 12, 2: 8, 4: 4}[limit]  # 15: for the speed
@@ -294,8 +294,6 @@ def test_views_rendered_together_leave_the_same_files_and_metrics(run, monkeypat
 
 
 def test_the_view_of_a_batch_that_is_not_finite_is_named(run, monkeypatch):
-    monkeypatch.setitem(evaluation.TOGETHER, "cpu", 4)
-
     def fails(cameras, splats, *rest):
         output = fake_render(cameras, splats, *rest)
         if len(cameras) == 2:
