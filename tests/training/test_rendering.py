@@ -13,9 +13,12 @@ import torch
 from fake_scene import FakeModel, GreyStore, clip, fake_render, fake_scene
 from PIL import Image
 
+import tiny
+from arguments_MoDE.cli import save_config
 from arguments_MoDE.config import Config
+from gaussian_renderer import render
 from training import evaluation, rendering
-from training.checkpoint import Run, model_folder
+from training.checkpoint import Run, load_run, model_folder
 from training.rendering import ImageWriter, collect, is_rendered, render_sets, table
 from utils.errors import UserError
 from utils.lpips import LpipsUnavailable
@@ -304,3 +307,36 @@ def test_the_view_of_a_batch_that_is_not_finite_is_named(run, monkeypatch):
     with pytest.raises(UserError, match="view cam01/0000: .*not finite"):
         _go(run, fake_scene(test_cameras=2), sets=("test",))
     assert list((run.model_path / "test").iterdir()) == []
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------
+
+
+def _tiny_run(folder: Path, device: str) -> tuple[Run, dict]:
+    """A saved run of the tiny scene, rendered on ``device``: the run, and the training set's."""
+    trainer = tiny.trainer(folder, tiny.config(coarse_iterations=2, iterations=4))
+    save_config(trainer.config, folder / "config.json")
+    trainer.train()
+    trainer.report.close()
+    loaded = load_run(folder, device=device)
+    results = render_sets(
+        loaded, trainer.scene, sets=("train",), device=device, lpips=(), quiet=True
+    )
+    return loaded, results["train"]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_real_run_is_rendered_and_measured_alike_wherever_it_is(tmp_path, device):
+    run, record = _tiny_run(tmp_path, device)
+    scene = tiny.scene()
+    for index, view in enumerate(scene.train):
+        with torch.no_grad():
+            model = run.model.cpu()
+            splats = model.deform(view.time, iteration=4)
+            degree = model.gaussians.active_sh_degree
+            image = render([view.camera], splats, torch.ones(3), degree).images[0]
+        path = tmp_path / "train" / "ours_4" / "renders" / f"{index:05d}.png"
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).int()
+        assert (pixels - evaluation.to_8bit(image).int()).abs().max() <= 1
+        row = evaluation.compare(image, evaluation.target_of(view, "cpu"))
+        assert record["per_view"][view.name] == pytest.approx(row, abs=1e-3)
