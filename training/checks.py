@@ -119,17 +119,18 @@ class DeferredChecks:
         """Waits for the device.
 
         Raises:
-            UserError: of the first iteration since the last call that was not finite, as the
-                immediate checks word it. Nothing has been updated since.
+            UserError: of the first iteration that was not finite, as the immediate checks word it.
+                Nothing has been updated since, nor will be: every further call says so again.
         """
-        records, self._records = self._records, []
-        if not records:
+        if not self._records:
             return
-        answers = torch.cat([answer for record in records for answer in record.finite]).tolist()
-        for record in records:
+        found = [answer for record in self._records for answer in record.finite]
+        answers = torch.cat(found).tolist()
+        for record in self._records:
             names = record.names()
             own, answers = answers[: len(names)], answers[len(names) :]
             self._judge(record, own)
+        self._records = []
 
     def _judge(self, record: _Record, finite: list[bool]) -> None:
         of_loss, of_views = 1 + len(record.terms), len(record.views)
