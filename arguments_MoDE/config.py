@@ -178,6 +178,9 @@ class OptimizationParams:
         "learn an affine colour transform per training camera (for rigs that differ in colour)",
         structural=True,
     )
+    tf32: bool = option(
+        False, "matrix products on a GPU keep 10 bits of the mantissa (quality not measured)"
+    )
     percent_dense: float = option(
         0.01, "split rather than clone above this scale, times the scene extent"
     )

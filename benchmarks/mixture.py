@@ -188,7 +188,7 @@ def measure(run: Path, case: Case, split: str) -> dict:
 
     from scene.datasets import load_scene
     from training.checkpoint import load_run
-    from training.evaluation import target_of, view_renderer
+    from training.evaluation import ViewRenderer, target_of
     from utils.metrics import psnr
 
     trained = load_run(run)
@@ -198,7 +198,7 @@ def measure(run: Path, case: Case, split: str) -> dict:
         rows = [_row(camera, scene.camera_names) for camera in case.val_cameras]
         views = [view for view in views if view.camera_index in rows]
     masks = moving_masks([*scene.train, *scene.test])
-    render = view_renderer(trained.model, scene, trained.iteration)
+    render = ViewRenderer(trained.model, scene, trained.iteration)
     whole, moving, skipped = [], [], 0
     for view in views:
         image, target = render(view).clamp(0, 1), target_of(view, "cpu")

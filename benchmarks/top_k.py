@@ -30,7 +30,7 @@ from scene.experts import REGISTRY, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
 from training.checkpoint import load_run
-from training.evaluation import evaluate_views, view_renderer
+from training.evaluation import ViewRenderer, evaluate_views
 
 ROUNDS = 5
 MOMENTS = 8
@@ -107,7 +107,7 @@ def main() -> None:
     else:
         run = load_run(arguments.run)
         model, scene = run.model, load_scene(run.config.model)
-        render = view_renderer(model, scene, run.iteration)
+        render = ViewRenderer(model, scene, run.iteration)
         report = measure(model, sorted({view.time for view in scene.test}), run.iteration)
         for k in range(1, len(model.experts) + 1):
             model.router.top_k = k

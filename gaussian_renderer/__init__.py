@@ -55,23 +55,21 @@ def render(
     (width, height), count = sizes.pop(), len(gaussians.means)
     device, dtype = gaussians.means.device, gaussians.means.dtype
 
-    def stacked(values: list[Tensor]) -> Tensor:
-        return torch.stack(values).to(device=device, dtype=dtype)
-
     means2d = torch.zeros(
         len(cameras), count, 3, device=device, dtype=dtype, requires_grad=torch.is_grad_enabled()
     )
-    tangents = [torch.tensor([c.tan_half_fov_x, c.tan_half_fov_y]) for c in cameras]
+    copies = zip(*(camera.on(device, dtype) for camera in cameras), strict=True)
+    views, projections, centres, tangents = (torch.stack(values) for values in copies)
     out = rasterize(
         gaussians.means[None],
         gaussians.opacities[None],
         shs=gaussians.sh[None],
         scales=gaussians.scales[None],
         rotations=gaussians.rotations[None],
-        viewmatrices=stacked([c.world_view_transform for c in cameras]),
-        projmatrices=stacked([c.full_proj_transform for c in cameras]),
-        camposs=stacked([c.camera_center for c in cameras]),
-        tanfov=stacked(tangents),
+        viewmatrices=views,
+        projmatrices=projections,
+        camposs=centres,
+        tanfov=tangents,
         width=width,
         height=height,
         background=background.to(device=device, dtype=dtype),

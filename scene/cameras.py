@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from utils.devices import upload
 from utils.errors import UserError
 
 # Largest deviation of R Rᵀ from the identity that passes as a rotation: files store 6 digits or so.
@@ -85,6 +86,22 @@ class Camera:
     def tan_half_fov_y(self) -> float:
         """The same, vertically."""
         return self.height / (2 * self.fy)
+
+    def on(self, device: torch.device | str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """What the rasteriser reads of a camera: its two transforms, centre and (2,) tangents.
+
+        On ``device``, where they stay: a copy of theirs in every iteration would wait for a GPU.
+        """
+        key = torch.device(device), dtype
+        if key not in self._copies:
+            tangents = torch.tensor([self.tan_half_fov_x, self.tan_half_fov_y])
+            own = self.world_view_transform, self.full_proj_transform, self.camera_center, tangents
+            self._copies[key] = tuple(upload(value.to(dtype), device) for value in own)
+        return self._copies[key]
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, ...]]:
+        return {}
 
     def resized(self, width: int, height: int) -> Camera:
         """The same camera with another number of pixels; intrinsics scale per axis."""

@@ -14,6 +14,7 @@ from arguments_MoDE.config import Config
 from scene.experts import REGISTRY, Deformation, Expert, Moment, SceneFacts
 from scene.gaussian_model import Canonical, GaussianModel
 from scene.router import ATTRIBUTES, Router, balance_loss, entropy, knots_for
+from utils.devices import reading_waits
 from utils.errors import UserError
 
 RawSplats = dict[str, Tensor]  # attribute of `ATTRIBUTES` -> raw values (N, ...)
@@ -71,7 +72,7 @@ def align_hemisphere(canonical: Tensor, deltas: list[Tensor | None]) -> list[Ten
     for delta in deltas[1:]:
         rotation = canonical if delta is None else canonical + delta
         opposite = (rotation.detach() * reference).sum(-1, keepdim=True) < 0
-        if delta is None and not opposite.any():
+        if delta is None and not reading_waits(opposite) and not opposite.any():
             aligned.append(None)
             continue
         aligned.append(torch.where(opposite, -rotation, rotation) - canonical)
@@ -219,7 +220,12 @@ class MoDE(nn.Module):
         return parts
 
     def _needed_rows(self, index: int, gates: dict[str, Tensor]) -> Tensor | None:
-        """Gaussians for which expert ``index`` has a gate above zero; None: (nearly) all."""
+        """Gaussians for which expert ``index`` has a gate above zero; None: (nearly) all.
+
+        How many they are is read from the device. That is not asked where no gate is dropped.
+        """
+        if not self.router.drops:
+            return None
         needed = None
         for attribute, experts in self.attribute_experts.items():
             if index not in experts:

@@ -87,12 +87,14 @@ def keep_top(
     """
     some = next(iter(gates.values()))
     total = some.new_zeros(len(some), 1 + max(max(rows) for rows in members.values()))
+    # Column by column: a list as index would be copied to the device, which waits for it.
     for attribute, gate in gates.items():
-        total[:, list(members[attribute])] += gate.detach()
+        for column, row in enumerate(members[attribute]):
+            total[:, row] += gate.detach()[:, column]
     chosen = torch.zeros_like(total).scatter_(-1, total.topk(top_k, dim=-1).indices, 1.0)
     kept = {}
     for attribute, gate in gates.items():
-        mask = chosen[:, list(members[attribute])]
+        mask = torch.stack([chosen[:, row] for row in members[attribute]], dim=-1)
         own_best = torch.zeros_like(gate).scatter_(-1, gate.detach().argmax(-1, keepdim=True), 1.0)
         any_left = (gate.detach() * mask).sum(-1, keepdim=True) > 0
         weights = gate * torch.where(any_left, mask, own_best)
@@ -139,6 +141,12 @@ class Router:
         """The attributes that have knots."""
         return () if self.gate == "sum" else tuple(self.members)
 
+    @property
+    def drops(self) -> bool:
+        """Whether `keep_top` leaves some Gaussians without some expert."""
+        experts = {row for rows in self.members.values() for row in rows}
+        return self.gate != "sum" and 0 < self.top_k < len(experts)
+
     @staticmethod
     def parameter_name(attribute: str) -> str:
         """Name of the per-Gaussian knots (N, K, E) of ``attribute``, E its members."""
@@ -171,10 +179,7 @@ class Router:
                 continue
             logits = sum(w * knots[:, k] for k, w in enumerate(weights) if w != 0.0)
             gates[attribute] = self._gate(logits)
-        experts = {row for rows in self.members.values() for row in rows}
-        if 0 < self.top_k < len(experts):
-            return keep_top(gates, self.members, self.top_k)
-        return gates
+        return keep_top(gates, self.members, self.top_k) if self.drops else gates
 
     def _gate(self, logits: Tensor) -> Tensor:
         if self.gate == "published":

@@ -73,24 +73,42 @@ class DensityControl:
         return bool(self.stats)
 
     def step(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> DensityChange:
-        """Runs what is due at ``iteration`` of the stage."""
+        """Runs what is due at ``iteration`` of the stage.
+
+        Then it waits for a GPU, several times: how many Gaussians there will be is read from it.
+        """
         opt = self.opt
         if iteration > self.until or not self.active:
             return DensityChange()
         cloned = split = pruned = 0
-        densify = iteration > opt.densify_from_iter and iteration % opt.densification_interval == 0
+        densify = self._densifies(iteration)
         if densify:
             cloned, split = self._densify(gaussians, optimizer, iteration)
             self._start_over("gradient", "seen")
-        due = iteration > opt.pruning_from_iter and iteration % opt.pruning_interval == 0
-        if due and len(gaussians) > opt.prune_min_gaussians:
+        if self._prunes(iteration) and len(gaussians) > opt.prune_min_gaussians:
             pruned = self._prune(gaussians, optimizer, iteration)
             self._start_over("opacity")
         if densify:
             self._start_over("radius")
-        if iteration % opt.opacity_reset_interval == 0 and iteration < self.until:
+        if self._resets(iteration):
             self._reset_opacity(gaussians, optimizer)
         return DensityChange(cloned, split, pruned)
+
+    def due(self, iteration: int) -> bool:
+        """Whether `step` changes anything at ``iteration``."""
+        kinds = (self._densifies, self._prunes, self._resets)
+        return iteration <= self.until and any(kind(iteration) for kind in kinds)
+
+    def _densifies(self, iteration: int) -> bool:
+        opt = self.opt
+        return iteration > opt.densify_from_iter and iteration % opt.densification_interval == 0
+
+    def _prunes(self, iteration: int) -> bool:
+        opt = self.opt
+        return iteration > opt.pruning_from_iter and iteration % opt.pruning_interval == 0
+
+    def _resets(self, iteration: int) -> bool:
+        return iteration % self.opt.opacity_reset_interval == 0 and iteration < self.until
 
     def _threshold(self, kind: str, iteration: int) -> float:
         opt = self.opt
@@ -151,18 +169,19 @@ class DensityControl:
             useless |= self.stats["radius"] > self.opt.max_screen_size
             size = gaussians.log_scale.detach().exp().amax(-1)
             useless |= size > self.opt.max_world_scale * self.extent
-        if useless.all():
+        source = (~useless).nonzero()[:, 0]
+        if len(source) == 0:
             raise UserError(
                 f"every Gaussian fell below the opacity threshold at {self.stage} iteration "
                 f"{iteration}: lower --opacity_threshold_{self.stage}* or the learning rates"
             )
-        if not useless.any():
+        pruned = len(useless) - len(source)
+        if pruned == 0:
             return 0
-        source = (~useless).nonzero()[:, 0]
         fresh = torch.zeros(len(source), dtype=torch.bool, device=source.device)
         gaussians.reindex(source, fresh, {}, optimizer.adam)
         self._follow(source, fresh)
-        return int(useless.sum())
+        return pruned
 
     @torch.no_grad()
     def _reset_opacity(self, gaussians: GaussianModel, optimizer: Optimizer) -> None:

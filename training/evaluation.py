@@ -20,15 +20,20 @@ from gaussian_renderer import render
 from scene import Scene, View
 from scene.mixture import MoDE
 from training.losses import to_float
+from training.transfers import TargetLoader, target_loader
 from utils.errors import UserError
 from utils.lpips import LpipsUnavailable, load_lpips
 from utils.metrics import psnr, ssim, ssim_map, to_8bit
 
 Render = Callable[[View], Tensor]  # of a view: (3, H, W), float, not clamped
+Measures = dict[str, Tensor]  # name of a metric -> scalar, on the device that rendered
 
 WARM_UP_FRAMES = 3
 TIMED_FRAMES = 100
 TIMED_SECONDS = 5.0
+# Views of one time that are rendered at once, at most: they share a deformation. On a CPU four take
+# a third of the time of four alone (docs/log.md), with the same bits; not measured on a GPU.
+TOGETHER = 4
 # Pixels that a CPU compares with a network in about half a minute; a GPU compares every view.
 LPIPS_CPU_PIXELS = {"alex": 20e6, "vgg": 0.75e6}
 
@@ -42,17 +47,33 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
     return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
 
 
-def view_renderer(model: MoDE, scene: Scene, iteration: int, stage: str = "fine") -> Render:
-    """A function that renders a view as of a camera never seen, on the model's device."""
-    background = torch.tensor(scene.background, device=model.gaussians.xyz.device)
+class ViewRenderer:
+    """Renders views as of cameras never seen, on the model's device."""
+
+    def __init__(self, model: MoDE, scene: Scene, iteration: int, stage: str = "fine") -> None:
+        """Of ``model`` as it is at ``iteration`` of ``stage``."""
+        self.model, self.iteration, self.stage = model, iteration, stage
+        self.background = torch.tensor(scene.background, device=model.gaussians.xyz.device)
+
+    def __call__(self, view: View) -> Tensor:
+        """A `Render`."""
+        return self.together([view])[0]
 
     @torch.no_grad()
-    def render_view(view: View) -> Tensor:
-        splats = model.deform(view.time, iteration=iteration, stage=stage)
-        degree = model.gaussians.active_sh_degree
-        return render([view.camera], splats, background, degree).images[0]
+    def together(self, views: Sequence[View]) -> Tensor:
+        """(B, 3, H, W) of views of one time and one size, as `together` groups them."""
+        splats = self.model.deform(views[0].time, iteration=self.iteration, stage=self.stage)
+        degree = self.model.gaussians.active_sh_degree
+        return render([view.camera for view in views], splats, self.background, degree).images
 
-    return render_view
+
+def together(views: Sequence[View], limit: int) -> list[list[int]]:
+    """Positions of views that can be rendered at once, at most ``limit``: of one time and size."""
+    groups: dict[tuple[float, int, int], list[int]] = {}
+    for index, view in enumerate(views):
+        key = (view.time, view.camera.width, view.camera.height)
+        groups.setdefault(key, []).append(index)
+    return [g[i : i + limit] for g in groups.values() for i in range(0, len(g), limit)]
 
 
 def target_of(view: View, device: torch.device | str) -> Tensor:
@@ -60,10 +81,10 @@ def target_of(view: View, device: torch.device | str) -> Tensor:
     return to_float(view.image().to(device)[None])[0]
 
 
-def mask_of(view: View, device: torch.device | str) -> Tensor | None:
-    """The pixels of the view's ground truth that count, (1, H, W) bool; None: all."""
+def counts(view: View) -> bool:
+    """Whether any pixel of the view's ground truth counts."""
     mask = view.mask()
-    return None if mask is None else mask.to(device)[None]
+    return mask is None or bool(mask.any())
 
 
 @torch.no_grad()
@@ -73,22 +94,39 @@ def compare(image: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[s
     Args:
         mask: (1, H, W) bool, the pixels that count; None: all. Without any, there are no numbers.
     """
+    if mask is not None and not mask.any():
+        return {}
+    return as_numbers([measures(image, target, mask)])[0]
+
+
+def measures(image: Tensor, target: Tensor, mask: Tensor | None) -> Measures:
+    """What `compare` returns, still on the device; some pixel counts."""
     rounded = to_8bit(image).to(target) / 255
-    result = {
+    found = {
         **_quality(rounded, target, mask, "_8bit"),
         **_quality(image.clamp(0, 1), target, mask),
     }
-    return {key: result[key] for key in ("ssim_8bit", "psnr_8bit", "ssim", "psnr") if key in result}
+    return {key: found[key] for key in ("ssim_8bit", "psnr_8bit", "ssim", "psnr")}
 
 
-def _quality(image: Tensor, target: Tensor, mask: Tensor | None, suffix: str = "") -> dict:
+def _quality(image: Tensor, target: Tensor, mask: Tensor | None, suffix: str = "") -> Measures:
     if mask is None:
         similarity = ssim(image, target)
-    elif not mask.any():
-        return {}
-    else:
+    else:  # picking pixels waits for a GPU
         similarity = ssim_map(fill_masked(image, target, mask), target)[0][:, mask[0]].mean()
-    return {f"psnr{suffix}": psnr(image, target, mask).item(), f"ssim{suffix}": similarity.item()}
+    return {f"psnr{suffix}": psnr(image, target, mask), f"ssim{suffix}": similarity}
+
+
+def stacked(rows: Sequence[Measures]) -> Tensor:
+    """All values of all rows, row by row: one copy takes them to the host."""
+    values = [value for row in rows for value in row.values()]
+    return torch.stack(values) if values else torch.zeros(0)
+
+
+def as_numbers(rows: Sequence[Measures], values: Tensor | None = None) -> list[dict[str, float]]:
+    """The rows as numbers; ``values`` are they `stacked` where that was done before."""
+    flat = iter((stacked(rows) if values is None else values).tolist())
+    return [{name: next(flat) for name in row} for row in rows]
 
 
 def fill_masked(image: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -105,18 +143,23 @@ def mean_of(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     return {key: sum(values) / len(values) for key, values in collected.items()}
 
 
-def finite(image: Tensor, view: View) -> Tensor:
-    """``image`` itself.
+def finite(images: Tensor) -> Tensor:
+    """(B,) bool: which of ``images`` (B, 3, H, W) hold neither NaN nor infinities."""
+    return torch.isfinite(images).flatten(1).all(1)
+
+
+def refuse_unless(are_finite: Tensor, views: Sequence[View]) -> None:
+    """Looks at what `finite` says of the renders of ``views``.
 
     Raises:
-        UserError: it holds NaN or infinities, which no metric may hide.
+        UserError: one of them is not finite, which no metric may hide.
     """
-    if not bool(torch.isfinite(image).all()):
-        raise UserError(
-            f"view {view.name}: the model renders values that are not finite; "
-            "render an earlier --iteration or train again"
-        )
-    return image
+    for good, view in zip(are_finite.tolist(), views, strict=True):
+        if not good:
+            raise UserError(
+                f"view {view.name}: the model renders values that are not finite; "
+                "render an earlier --iteration or train again"
+            )
 
 
 @torch.no_grad()
@@ -129,14 +172,19 @@ def evaluate_views(
         ``psnr`` in dB, ``ssim`` and ``views``, how many were measured; no numbers without views;
         ``masked`` if any of them has a mask.
     """
-    rows, masked = [], False
-    for index in evenly_spaced(len(views), limit):
-        image = render(views[index]).clamp(0, 1)
-        mask = mask_of(views[index], image.device)
-        rows.append(_quality(image, target_of(views[index], image.device), mask))
-        masked = masked or mask is not None
-    rows = [row for row in rows if row]
-    return {**mean_of(rows), "views": len(rows), **({"masked": True} if masked else {})}
+    chosen = [views[index] for index in evenly_spaced(len(views), limit)]
+    rows: list[Measures] = []
+    loader: TargetLoader | None = None
+    for index, view in enumerate(chosen):
+        image = render(view).clamp(0, 1)
+        loader = loader or target_loader(image.device)
+        loader.expect(chosen[index : index + 2])
+        if counts(view):
+            target, mask = loader.take([view])
+            rows.append(_quality(image, to_float(target)[0], None if mask is None else mask[0]))
+    masked = any(view.mask() is not None for view in chosen)
+    numbers = mean_of(as_numbers(rows))
+    return {**numbers, "views": len(rows), **({"masked": True} if masked else {})}
 
 
 @torch.no_grad()
@@ -149,8 +197,9 @@ def measure_fps(
 ) -> tuple[float, int]:
     """Frames per second of deformation and rasterisation, and of how many frames that is.
 
-    Warm, synchronised, without ground truth, metrics or files. Up to `TIMED_FRAMES` evenly spaced
-    views are timed, fewer (but three) once ``seconds`` have passed.
+    Warm, synchronised, one view at a time, without ground truth, metrics or files. Up to
+    `TIMED_FRAMES` evenly spaced views are timed, fewer (but three) once ``seconds`` have passed.
+    The clock stops when a GPU is through with the last of them, however far it had fallen behind.
     """
     chosen = [views[i] for i in evenly_spaced(len(views), TIMED_FRAMES)]
     for i in range(WARM_UP_FRAMES):
@@ -200,12 +249,17 @@ class Perceptual:
     @torch.no_grad()
     def compare(self, image: Tensor, target: Tensor, nets: Iterable[str]) -> dict[str, float]:
         """``lpips_<net>`` (images scaled to [-1, 1]) and ``lpips_<net>_legacy`` ([0, 1])."""
+        return as_numbers([self.measures(image, target, nets)])[0]
+
+    @torch.no_grad()
+    def measures(self, image: Tensor, target: Tensor, nets: Iterable[str]) -> Measures:
+        """What `compare` returns, still on the device."""
         image, row = image.clamp(0, 1), {}
         for net in nets:
             try:
                 for suffix, convention in (("_legacy", "legacy"), ("", "correct")):
                     distance = self.models[net](image, target, convention)
-                    row[f"lpips_{net}{suffix}"] = distance.item()
+                    row[f"lpips_{net}{suffix}"] = distance.reshape(())
             except LpipsUnavailable as reason:
                 self.reasons[net] = str(reason)
         return row

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import diff_gaussian_rasterization
-import hexplane_encoder
 from arguments_MoDE.cli import TrainingArguments, parse_training
 from arguments_MoDE.config import Config
 from arguments_MoDE.saved import first_difference, load_config, save_config
@@ -33,25 +33,59 @@ def build_model(scene: Scene, config: Config) -> MoDE:
     return MoDE(gaussians, config, facts)
 
 
-NATIVE = (diff_gaussian_rasterization, hexplane_encoder)  # what an iteration cannot do without
+# What an iteration cannot do without: native package -> the expert that needs it, None: all do.
+NATIVE: dict[str, str | None] = {
+    "diff_gaussian_rasterization": None,
+    "hexplane_encoder": "hexplane",
+    "hash_encoder": "hash",
+}
 
 
-def choose_device(name: str) -> str:
+def choose_device(name: str, config: Config, *, quiet: bool = False) -> str:
     """The device to compute on: ``auto`` is a GPU where torch and the native packages have one.
+
+    Args:
+        config: of the run; it says which packages are needed.
+        quiet: whether to say nothing of a GPU that is there and is not used.
 
     Raises:
         UserError: ``cuda`` was asked for and torch or a native package cannot.
     """
-    without = [package.__name__ for package in NATIVE if "cuda" not in package.DEVICES]
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() and not without else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this PyTorch sees no GPU; use --device cpu or auto")
-    if name == "cuda" and without:
-        raise UserError(
-            f"--device cuda: {', '.join(without)} computes on the CPU only; use --device cpu"
-        )
-    return name
+    if name == "cpu":
+        return name
+    if not torch.cuda.is_available():
+        if name == "cuda":
+            raise UserError("--device cuda: this PyTorch sees no GPU; use --device cpu or auto")
+        return "cpu"
+    without = _without_kernels(config)
+    if not without:
+        return "cuda"
+    remedy = (
+        f"built without CUDA kernels: {', '.join(without)}. Put nvcc of the CUDA toolkit on the "
+        "PATH and run: make clean setup"
+    )
+    if name == "cuda":
+        raise UserError(f"--device cuda: {remedy}; or use --device cpu")
+    if not quiet:
+        print(f"note: the GPU is not used, {remedy}", file=sys.stderr)
+    return "cpu"
+
+
+def _without_kernels(config: Config) -> list[str]:
+    """The packages that the run needs and that compute on the CPU only."""
+    experts = [] if config.hidden.static else config.hidden.experts
+    needed = [package for package, expert in NATIVE.items() if expert in (None, *experts)]
+    return [package for package in needed if "cuda" not in import_module(package).DEVICES]
+
+
+def set_precision(config: Config) -> None:
+    """Says how matrix products on a GPU round, in so many words rather than by default.
+
+    float32 in full, and so are the convolutions of LPIPS; with ``tf32`` both keep 10 bits of the
+    mantissa where the GPU is faster at that. Nothing changes on a CPU.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = config.opt.tf32
+    torch.backends.cudnn.allow_tf32 = config.opt.tf32
 
 
 def train_main(
@@ -68,7 +102,8 @@ def train_main(
         print(f"{folder} is already trained with these settings; --overwrite trains it anew")
         return 0
     checkpoint = _starting_point(folder, arguments)
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    set_precision(config)
     torch.manual_seed(config.model.seed)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -58,11 +58,11 @@ class CameraColors(nn.Module):
         super().__init__()
         self.delta = nn.Parameter(torch.zeros(cameras, 3, 4))
 
-    def forward(self, image: Tensor, camera_index: int, trained: list[int]) -> Tensor:
+    def forward(self, image: Tensor, camera_index: int, trained: Tensor) -> Tensor:
         """Transforms an image (3, H, W) of training camera ``camera_index``.
 
         Args:
-            trained: rows of all training cameras, over which the median is taken out.
+            trained: (C,) int64, rows of all training cameras, over which the median is taken out.
         """
         delta = self.delta[camera_index] - self.delta[trained].median(0).values
         flat = image.flatten(1)

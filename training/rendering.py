@@ -23,8 +23,9 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,22 @@ from scene.experts import REGISTRY
 from scene.mixture import MoDE
 from training.checkpoint import Run, load_run, model_folder, saved_iterations
 from training.evaluation import (
+    TOGETHER,
+    Measures,
     Perceptual,
     Render,
-    compare,
+    ViewRenderer,
+    as_numbers,
+    counts,
     evenly_spaced,
     fill_masked,
     finite,
-    mask_of,
     mean_of,
     measure_fps,
-    target_of,
-    view_renderer,
+    measures,
+    refuse_unless,
+    stacked,
+    together,
 )
 from training.gates import (
     USAGE_TIMES,
@@ -60,7 +66,9 @@ from training.gates import (
     usage_table,
     with_legend,
 )
-from training.launch import choose_device
+from training.launch import choose_device, set_precision
+from training.losses import to_float
+from training.transfers import Download, target_loader
 from utils.errors import UserError
 from utils.files import atomic_folder, write_json
 from utils.images import read_image
@@ -88,7 +96,8 @@ def render_main(argv: Sequence[str] | None, prog: str, description: str) -> int:
             return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, arguments.config, quiet=arguments.quiet)
+    set_precision(arguments.config)
     run = load_run(arguments.model_path, arguments.iteration, device)
     if arguments.moe_top_k is not None:
         run.model.router.top_k = arguments.moe_top_k
@@ -192,7 +201,7 @@ def render_sets(
     Raises:
         UserError: a set cannot be rendered or written; its folder is then left as it was.
     """
-    render_view = view_renderer(run.model, scene, run.iteration)
+    render_view = ViewRenderer(run.model, scene, run.iteration)
     measured = any(getattr(scene, name) for name in sets if name != "video")
     perceptual = Perceptual(lpips if measured else (), device)
     gate_views = {a: gate_renderer(run.model, scene, run.iteration, a) for a in gates}
@@ -213,7 +222,7 @@ def _render_set(
     name: str,
     views: Sequence[View],
     run: Run,
-    render_view: Callable[[View], Tensor],
+    render_view: ViewRenderer,
     perceptual: Perceptual,
     device: str,
     quiet: bool,
@@ -223,7 +232,8 @@ def _render_set(
     fps, timed = measure_fps(render_view, views, device)
     try:
         with atomic_folder(out) as folder:
-            rows = _render_frames(name, views, folder, render_view, perceptual, quiet)
+            frames = _Frames(name, views, render_view, perceptual, device)
+            rows = frames.write(folder, quiet)
             _draw_gates(views, folder, run.model, gate_views, quiet)
             _write_videos(folder, views, quiet)
             record = {
@@ -287,30 +297,87 @@ def by_camera(views: Sequence[View]) -> dict[str, list[int]]:
 # ---- frames -------------------------------------------------------------------------------------
 
 
-def _render_frames(
-    name: str,
-    views: Sequence[View],
-    folder: Path,
-    render_view: Callable[[View], Tensor],
-    perceptual: Perceptual,
-    quiet: bool,
-) -> list[dict[str, float]]:
-    """Writes every view's render (and ground truth) and returns its metrics, if it has any."""
-    chosen = {} if name == "video" else perceptual.choose(views)
-    rows = []
-    with ImageWriter() as writer:
-        for index, view in enumerate(tqdm(views, desc=f"render {name}", disable=quiet)):
-            image = finite(render_view(view), view)
-            writer.submit(folder / "renders" / f"{index:05d}.png", _pixels(image))
-            if view.store is None:
-                continue
-            writer.submit(folder / "gt" / f"{index:05d}.png", view.image().numpy())
-            target, mask = target_of(view, image.device), mask_of(view, image.device)
-            nets = [net for net, indices in chosen.items() if index in indices]
-            nets = nets if mask is None or bool(mask.any()) else []
-            row = perceptual.compare(fill_masked(image, target, mask), target, nets)
-            rows.append({**row, **compare(image, target, mask)})
-    return rows
+@dataclass(frozen=True)
+class _Batch:
+    """Views that were rendered at once, and what is on its way to the host."""
+
+    indices: list[int]
+    rows: dict[int, Measures]  # of the views with ground truth
+    download: Download  # whether each is finite, its pixels, and the rows' values
+
+
+class _Frames:
+    """Renders a set to images and measures them.
+
+    While one batch is written and the next is decoded, a GPU renders; Python waits for it once a
+    batch, when the following one is queued already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        views: Sequence[View],
+        render: ViewRenderer,
+        perceptual: Perceptual,
+        device: str,
+    ) -> None:
+        self.name, self.views, self.render, self.perceptual = name, views, render, perceptual
+        self.chosen = {} if name == "video" else perceptual.choose(views)
+        self.loader = target_loader(device)
+        self.batches = together(views, TOGETHER)
+
+    def write(self, folder: Path, quiet: bool) -> list[dict[str, float]]:
+        """Writes every view's render (and ground truth) and returns its metrics, if it has any."""
+        rows: dict[int, dict[str, float]] = {}
+        bar = tqdm(total=len(self.views), desc=f"render {self.name}", disable=quiet)
+        with ImageWriter() as writer, bar:
+            queued: deque[_Batch] = deque()
+            for number, indices in enumerate(self.batches):
+                self._expect(self.batches[number : number + 2])
+                queued.append(self._begin(indices))
+                if len(queued) > 1:
+                    rows |= self._finish(queued.popleft(), folder, writer, bar)
+            for batch in queued:
+                rows |= self._finish(batch, folder, writer, bar)
+        return [rows[index] for index in sorted(rows)]
+
+    def _expect(self, batches: Sequence[list[int]]) -> None:
+        views = [self.views[index] for indices in batches for index in indices]
+        self.loader.expect(view for view in views if view.store is not None)
+
+    @torch.no_grad()
+    def _begin(self, indices: list[int]) -> _Batch:
+        """Queues everything of a batch."""
+        images = self.render.together([self.views[index] for index in indices])
+        pairs = zip(indices, images, strict=True)
+        rows = {i: self._measure(i, im) for i, im in pairs if self.views[i].store is not None}
+        values = stacked(list(rows.values()))
+        return _Batch(indices, rows, Download(finite(images), _channels_last(images), values))
+
+    def _measure(self, index: int, image: Tensor) -> Measures:
+        view = self.views[index]
+        if not counts(view):
+            return {}
+        targets, masks = self.loader.take([view])
+        target, mask = to_float(targets)[0], None if masks is None else masks[0]
+        nets = [net for net, indices in self.chosen.items() if index in indices]
+        row = self.perceptual.measures(fill_masked(image, target, mask), target, nets)
+        return row | measures(image, target, mask)
+
+    def _finish(
+        self, batch: _Batch, folder: Path, writer: ImageWriter, bar: tqdm
+    ) -> dict[int, dict[str, float]]:
+        """Waits for a batch, writes its images and returns its metrics by position."""
+        good, pixels, values = batch.download.wait()
+        views = [self.views[index] for index in batch.indices]
+        refuse_unless(good, views)
+        for index, view, picture in zip(batch.indices, views, pixels.numpy(), strict=True):
+            writer.submit(folder / "renders" / f"{index:05d}.png", picture)
+            if view.store is not None:
+                writer.submit(folder / "gt" / f"{index:05d}.png", view.image().numpy())
+        bar.update(len(views))
+        numbers = as_numbers(list(batch.rows.values()), values)
+        return dict(zip(batch.rows, numbers, strict=True))
 
 
 def _draw_gates(
@@ -331,7 +398,12 @@ def _draw_gates(
 
 def _pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) float to (H, W, 3) uint8 on the host."""
-    return to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
+    return _channels_last(image[None])[0].cpu().numpy()
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """(B, 3, H, W) float to (B, H, W, 3) uint8."""
+    return to_8bit(images).permute(0, 2, 3, 1).contiguous()
 
 
 class ImageWriter:

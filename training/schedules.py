@@ -71,7 +71,11 @@ class Optimizer:
     """Adam over named groups, each with its own schedule."""
 
     def __init__(self, groups: list[ParameterGroup], stage_length: int) -> None:
-        """Fresh moments; ``stage_length`` in iterations stands in for schedules of 0 steps."""
+        """Fresh moments; ``stage_length`` in iterations stands in for schedules of 0 steps.
+
+        Fused: torch has it for the CPU and for CUDA, where it is a few launches for all parameters,
+        keeps the step counts on the device and can be told there to do nothing.
+        """
         self.stage_length = stage_length
         self.rates = {g.name: g.rate for g in groups}
         self.adam = torch.optim.Adam(
@@ -85,23 +89,39 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = rate_at(self.rates[group["name"]], iteration, self.stage_length)
 
-    def step(self) -> None:
-        """One Adam step on the parameters that have a gradient, which is then dropped."""
+    def step(self, failed: torch.Tensor | None = None) -> None:
+        """One Adam step on the parameters that have a gradient, which is then dropped.
+
+        Args:
+            failed: a scalar on the parameters' device; where it is 1 the step changes nothing, not
+                the moments nor the step counts either. Nobody waits for it.
+        """
+        self.adam.found_inf = failed  # as torch.amp.GradScaler tells fused optimisers
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 
     def first_bad_gradient(self) -> str | None:
         """Name of the first group with a gradient that is not finite."""
-        sums, names = [], []
-        for group in self.adam.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    sums.append(parameter.grad.sum())
-                    names.append(group["name"])
-        if not sums:
+        names, gradients = self._gradients()
+        if not names:
             return None
-        finite = torch.isfinite(torch.stack(sums))
+        finite = torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]))
         return None if bool(finite.all()) else names[int((~finite).nonzero()[0])]
+
+    def gradient_sizes(self) -> tuple[list[str], torch.Tensor]:
+        """Every gradient's sum of magnitudes, not finite where it is not, and its group's name."""
+        names, gradients = self._gradients()
+        sizes = torch._foreach_norm(gradients, 1) if names else []  # one launch for many
+        return names, torch.stack(list(sizes)) if names else torch.zeros(0)
+
+    def _gradients(self) -> tuple[list[str], list[torch.Tensor]]:
+        pairs = [
+            (group["name"], parameter.grad)
+            for group in self.adam.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        return [name for name, _ in pairs], [gradient for _, gradient in pairs]
 
     def reset_moments(self, parameter: torch.Tensor) -> None:
         """Zeroes the moments of ``parameter``."""

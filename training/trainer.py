@@ -24,13 +24,14 @@ from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
 from training.checkpoint import save_model, save_state, saved_iterations
+from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
 from training.density import DensityControl
-from training.evaluation import evaluate_views, view_renderer
+from training.evaluation import ViewRenderer, evaluate_views
 from training.losses import CameraColors, photometric, to_float
 from training.reports import Report
 from training.sampler import ViewSampler
 from training.schedules import Optimizer, parameter_groups
-from utils.errors import UserError
+from training.transfers import target_loader
 from utils.interrupts import DelayedInterrupt
 from utils.metrics import psnr
 
@@ -87,12 +88,23 @@ class Trainer:
         plan: Plan,
         report: Report,
         device: str = "cpu",
+        deferred_checks: bool | None = None,
     ) -> None:
-        """Nothing is trained yet; see `train` and `restore`."""
+        """Nothing is trained yet; see `train` and `restore`.
+
+        Args:
+            deferred_checks: whether loss and gradients are checked on the device, so that most
+                iterations read nothing from it, see `training.checks`; None: where it is a GPU.
+        """
         self.model, self.scene, self.config, self.plan = model.to(device), scene, config, plan
         self.report, self.device = report, torch.device(device)
+        if deferred_checks is None:
+            deferred_checks = self.device.type == "cuda"
+        self.deferred_checks = deferred_checks
         self.background = torch.tensor(scene.background, device=device)
-        self.trained_cameras = sorted({view.camera_index for view in scene.train})
+        trained = sorted({view.camera_index for view in scene.train})
+        self.trained_cameras = torch.tensor(trained, device=device)
+        self.targets = target_loader(device)
         self.colors = (
             CameraColors(len(scene.camera_names)).to(device) if config.opt.camera_color else None
         )
@@ -121,6 +133,9 @@ class Trainer:
             groups.append(ParameterGroup("camera_color", [self.colors.delta], rate))
         self.optimizer = Optimizer(groups, length)
         self.density = DensityControl(self.config.opt, self.scene.extent, stage, length)
+        self.checks: Checks = (
+            DeferredChecks(self.device) if self.deferred_checks else ImmediateChecks()
+        )
 
     def train(self) -> None:
         """Runs what is left of both stages and saves the model.
@@ -157,7 +172,10 @@ class Trainer:
     # ---- one iteration --------------------------------------------------------------------------
 
     def iterate(self) -> dict[str, float]:
-        """One batch: render, loss, backward, optimiser step, density control."""
+        """One batch: render, loss, backward, optimiser step, density control.
+
+        With deferred checks it reads nothing from the device unless `_reads` says so.
+        """
         iteration = self.progress.iteration + 1
         self.optimizer.set_rates(iteration)
         gaussians = self.model.gaussians
@@ -168,23 +186,31 @@ class Trainer:
         shots = self._render_batch(batch, iteration)
         terms = self._loss_terms(shots)
         loss = torch.stack(list(terms.values())).sum()
-        self._refuse_bad_loss(loss, terms, shots, iteration)
+        where = Where(self.progress.stage, iteration)
+        self.checks.loss(where, loss, terms, shots)
         loss.backward()
-        self._refuse_bad_gradient(batch, iteration)
+        self.checks.gradients(where, self.optimizer, shots)
         if iteration <= self.density.until:
             self.density.observe([s.output for s in shots], [s.splats.opacities for s in shots])
-        self.optimizer.step()
+        self.optimizer.step(self.checks.failed)
+        if self._reads(iteration):
+            self.checks.read()
         change = self.density.step(gaussians, self.optimizer, iteration)
         self.progress.iteration = iteration
         numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
         return numbers | (vars(change) if any(vars(change).values()) else {})
 
+    def _reads(self, iteration: int) -> bool:
+        """Whether something is read from the device at the end of ``iteration``."""
+        plan, last = self.plan, self.stage_length(self.progress.stage)
+        milestones = (*plan.test_iterations, *plan.save_iterations, *plan.checkpoint_iterations)
+        due = iteration % LOG_INTERVAL == 0 or self.density.due(iteration)
+        return due or iteration == last or iteration in milestones
+
     def _next_batch(self) -> list[View]:
         """This iteration's views; the next one's images are fetched in the background."""
         batch = self.sampler.next()
-        for view in self.sampler.coming():
-            if view.store is not None:
-                view.store.prefetch([view.slot])
+        self.targets.expect([*batch, *self.sampler.coming()])
         return batch
 
     def _render_batch(self, batch: list[View], iteration: int) -> list[Shot]:
@@ -203,9 +229,8 @@ class Trainer:
             degree = self.model.gaussians.active_sh_degree
             out = render([view.camera for view in views], splats, self.background, degree)
             out.means2d.retain_grad()
-            targets = torch.stack([view.image() for view in views]).to(self.device)
+            targets, mask = self.targets.take(views)
             images = self._in_camera_colors(out.images, views)
-            mask = _stacked_masks(views, self.device)
             shots.append(Shot(views, images, to_float(targets), out, splats, mask))
         return shots
 
@@ -239,41 +264,15 @@ class Trainer:
             ]
         )
 
-    def _refuse_bad_loss(
-        self, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot], iteration: int
-    ) -> None:
-        if torch.isfinite(loss):
-            return
-        bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-        views = [
-            view.name
-            for shot in shots
-            for view, image in zip(shot.views, shot.images, strict=True)
-            if not torch.isfinite(image).all()
-        ]
-        every = [view.name for shot in shots for view in shot.views]
-        self._stop(iteration, f"loss term {', '.join(bad)}", views or every)
-
-    def _refuse_bad_gradient(self, batch: list[View], iteration: int) -> None:
-        bad = self.optimizer.first_bad_gradient()
-        if bad is not None:
-            self._stop(iteration, f"gradient of {bad}", [v.name for v in batch])
-
-    def _stop(self, iteration: int, what: str, views: list[str]) -> None:
-        raise UserError(
-            f"{self.progress.stage} iteration {iteration}: {what} is not finite for view "
-            f"{', '.join(views)}; nothing was updated by it. Lower the learning rates or look at "
-            f"that view's image and camera"
-        )
-
     # ---- reporting, evaluating, saving ----------------------------------------------------------
 
     def _numbers(
         self, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot]
     ) -> dict[str, float]:
         ratios = [psnr(s.images.detach(), s.targets, s.mask).view(-1) for s in shots]
-        numbers = {"loss": loss.item(), "psnr": torch.cat(ratios).nanmean().item()}
-        return numbers | {name: value.item() for name, value in terms.items()}
+        numbers = {"loss": loss, "psnr": torch.cat(ratios).nanmean(), **terms}
+        values = torch.stack([value.detach() for value in numbers.values()])  # read all at once
+        return dict(zip(numbers, values.tolist(), strict=True))
 
     def _log(self, numbers: dict[str, float]) -> None:
         smooth, count = self.progress.smooth, len(self.model.gaussians)
@@ -305,6 +304,7 @@ class Trainer:
             self.save_checkpoint()
 
     def _save(self) -> None:
+        self.checks.read()
         p = self.progress
         save_model(self.model, self.plan.model_path, p.iteration, p.seconds)
         self._event("save", gaussians=len(self.model.gaussians))
@@ -318,7 +318,7 @@ class Trainer:
         """PSNR and SSIM on evenly spaced test and training views, reported and returned."""
         result, p = {}, self.progress
         self.model.eval()
-        render_view = view_renderer(self.model, self.scene, p.iteration, p.stage)
+        render_view = ViewRenderer(self.model, self.scene, p.iteration, p.stage)
         for name, views in (("test", self.scene.test), ("train", self.scene.train)):
             if not views:
                 continue
@@ -333,6 +333,7 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Writes everything that `restore` needs and returns the folder."""
+        self.checks.read()
         p = self.progress
         queue, sampler_state = self.sampler.state()
         tensors = {f"gaussians/{n}": self.model.gaussians[n] for n in self.model.gaussians.names}
@@ -375,16 +376,6 @@ class Trainer:
         torch.set_rng_state(parts["rng"]["torch"])
         if self.device.type == "cuda" and "cuda" in parts["rng"]:
             torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)
-
-
-def _stacked_masks(views: list[View], device: torch.device) -> Tensor | None:
-    """(B, 1, H, W) bool; None where no view has a mask."""
-    masks = [view.mask() for view in views]
-    if all(mask is None for mask in masks):
-        return None
-    shape = (views[0].camera.height, views[0].camera.width)
-    whole = torch.ones(shape, dtype=torch.bool)
-    return torch.stack([whole if m is None else m for m in masks])[:, None].to(device)
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -28,6 +28,7 @@ from scene.experts.base import (
 )
 from scene.gaussian_model import Canonical
 from simple_knn import knn
+from utils.devices import reading_waits
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config, ModelEmbParams
@@ -51,16 +52,26 @@ def read_table(table: Tensor, rows: int, time: Tensor) -> Tensor:
     """
     time = 1 - (1 - time.abs() % 2).abs()  # reflection at 0 and 1
     if rows > 1:
-        i = int((time.detach() * (rows - 1)).clamp(0, rows - 2))
+        i = (time.detach() * (rows - 1)).clamp(0, rows - 2)
+        i = i.double().floor() if reading_waits(i) else int(i)
         low, high = (_read_row(table, (i + k) / (rows - 1)) for k in (0, 1))
         return torch.lerp(low, high, time * (rows - 1) - i)
     return _read_row(table, 0.0)
 
 
-def _read_row(table: Tensor, position: float) -> Tensor:
-    row = position * (len(table) - 1)
-    i = min(int(row), max(len(table) - 2, 0))
-    return torch.lerp(table[i], table[min(i + 1, len(table) - 1)], row - i)
+def _read_row(table: Tensor, position: float | Tensor) -> Tensor:
+    """The table at ``position`` in [0, 1]: a number, or a float64 scalar that is not to be read."""
+    row, last = position * (len(table) - 1), max(len(table) - 2, 0)
+    if isinstance(row, float):
+        i = min(int(row), last)
+        return torch.lerp(table[i], table[min(i + 1, len(table) - 1)], row - i)
+    i = row.floor().clamp(max=last)
+    low, high = (_pick_row(table, (i + k).clamp(max=len(table) - 1)) for k in (0, 1))
+    return torch.lerp(low, high, (row - i).to(table.dtype))
+
+
+def _pick_row(table: Tensor, index: Tensor) -> Tensor:
+    return table.index_select(0, index.long()[None])[0]  # table[index] would read the index
 
 
 class _Branch(nn.Module):
@@ -146,10 +157,8 @@ class EmbeddingExpert(Expert):
         """Scalar time, shifted by the camera's offset; unseen cameras take the mean trained one."""
         if moment.camera_index is not None:
             return moment.time + self.offsets[moment.camera_index]
-        trained = self.offsets.detach()
-        trained = trained[trained != 0]
-        shift = trained.mean() if len(trained) else self.offsets.new_zeros(())
-        return moment.time + shift
+        shifts = self.offsets.detach()
+        return moment.time + shifts.sum() / (shifts != 0).sum().clamp_min(1)
 
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`; the fine branch's deltas are added to the coarse one's."""
@@ -208,7 +217,10 @@ class EmbeddingExpert(Expert):
         return (weight * difference + 1e-20).sqrt().mean()
 
     def _neighbourhood(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and rows (N, 20) of the neighbours, kept while the count stays the same."""
+        """Weights and rows (N, 20) of the neighbours, kept while the count stays the same.
+
+        The search is on the CPU: it waits for a GPU, but so does the density control before it.
+        """
         if self._neighbours is None or self._neighbours[0] != len(xyz):
             dist2, index = knn(xyz.detach(), min(NEIGHBOURS, len(xyz) - 1))
             self._neighbours = (len(xyz), torch.exp(-SMOOTHNESS_SHARPNESS * dist2), index)

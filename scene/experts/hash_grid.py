@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SPACE_PAIRS = ((0, 1), (1, 2), (0, 2))  # xy, yz, xz, each with t
 MARGIN = 0.25  # of the half box: where the grids hold what lies outside the box, out to infinity
 OUTSIDE_WORTH_A_WARNING = 0.01  # share of the points; a few always drift out
+OUTSIDE_INTERVAL = 100  # iterations after which they are counted
 WARP_SIZE, IDENTITY = 7, (1.0, 0.0, 0.0, 0.0)
 
 
@@ -149,6 +150,7 @@ class HashGridExpert(Expert):
         if zero_init_heads:
             for parameter in self.heads.parameters():
                 nn.init.zeros_(parameter)
+        self.register_buffer("identity", torch.tensor(IDENTITY), persistent=False)
         self._cached: tuple[Any, Tensor, Tensor] | None = None
         self._warned = False
 
@@ -160,7 +162,8 @@ class HashGridExpert(Expert):
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`."""
         xyz = canonical.xyz.detach()
-        if self.training and not self._warned:
+        # Rarely, and only in iterations that are logged: it is read from the device.
+        if self.training and not self._warned and moment.iteration % OUTSIDE_INTERVAL == 0:
             self._warn_of_points_outside(xyz)
         unit = self.box(xyz)
         features = self._moment_features(unit, unit.new_full((len(unit), 1), moment.time))
@@ -172,7 +175,7 @@ class HashGridExpert(Expert):
 
     def _warp(self, raw: Tensor, xyz: Tensor) -> Tensor:
         """Displacement (N, 3), world units, from the warp head's output (N, 7)."""
-        quaternion = raw[:, :4] + raw.new_tensor(IDENTITY)
+        quaternion = raw[:, :4] + self.identity
         turned = rotation_displacement(quaternion, xyz - self.box.center)
         return turned + self.box.size * raw[:, 4:]
 

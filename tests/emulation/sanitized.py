@@ -64,9 +64,44 @@ def run_hash_encoder() -> None:
         )
 
 
+def run_simple_knn() -> None:
+    """Clouds with and without duplicates; candidates in registers and in the output's rows."""
+    import torch
+
+    from simple_knn import knn
+
+    random = torch.Generator().manual_seed(0)
+    cloud = torch.rand(350, 3, generator=random)
+    for points in (cloud, (6 * cloud[:300]).floor(), cloud[:17], cloud[:1]):
+        for k in (3, 20):
+            knn(points, k)
+
+
+def run_diff_gaussian_rasterization() -> None:
+    """Two views; pixels that stop, splats over many tiles, more features than one launch takes."""
+    import torch
+
+    from diff_gaussian_rasterization import mark_visible, rasterize
+
+    sys.path.insert(0, str(HERE.parent.parent / "submodules"))
+    from rasterizer_scenes import random_cameras, random_gaussians, render_with_gradients
+
+    for dtype in (torch.float32, torch.float64):
+        for channels in (None, 6):
+            gaussians = random_gaussians(90, dtype=dtype, channels=channels)
+            with torch.no_grad():
+                gaussians["scales"][:, ::9] *= 25
+                gaussians["opacities"][:, ::3] = 0.999
+            size = dict(width=70, height=38, channels=channels or 3)
+            render_with_gradients(rasterize, gaussians, random_cameras(2, dtype=dtype, **size))
+    mark_visible(gaussians["means3D"][0], torch.eye(4, dtype=dtype))
+
+
 PACKAGES: dict[str, Callable[[], None]] = {
     "hexplane_encoder": run_hexplane_encoder,
     "hash_encoder": run_hash_encoder,
+    "simple_knn": run_simple_knn,
+    "diff_gaussian_rasterization": run_diff_gaussian_rasterization,
 }
 
 

@@ -26,6 +26,32 @@ def _points(count: int = 50) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (count, 3))
 
 
+def test_what_the_rasteriser_reads_is_made_once_for_each_device_and_dtype():
+    camera = _camera()
+    view, full, centre, tangents = camera.on("cpu", torch.float32)
+    assert torch.equal(view, camera.world_view_transform) and tangents.dtype == torch.float32
+    assert torch.equal(full, camera.full_proj_transform)
+    assert torch.equal(centre, camera.camera_center)
+    assert tangents.tolist() == pytest.approx([64 / 140, 48 / 160])
+    assert camera.on(torch.device("cpu"), torch.float32)[0] is view
+    assert camera.on("cpu", torch.float64)[3].dtype == torch.float64
+    moved = replace(camera, fx=35.0)
+    assert moved.on("cpu", torch.float32)[3][0].item() == pytest.approx(64 / 70)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_a_camera_without_being_waited_for():
+    camera = _camera()
+    torch.zeros(1, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        copies = camera.on("cuda", torch.float32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for copy, own in zip(copies, camera.on("cpu", torch.float32), strict=True):
+        assert copy.is_cuda and torch.equal(copy.cpu(), own)
+
+
 def test_clip_space_agrees_with_the_pixel_formula():
     camera = _camera()
     points = torch.from_numpy(_points()).float()

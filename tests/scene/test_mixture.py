@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from arguments_MoDE.config import Config
+from scene import mixture
 from scene.experts import Moment, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE, align_hemisphere, blend, blend_published
@@ -63,6 +64,26 @@ def test_opposite_quaternions_do_not_cancel():
     aligned = align_hemisphere(base, deltas)
     mixed = blend(base, aligned, torch.full((1, 2), 0.5))
     assert torch.allclose(mixed, base)
+
+
+def test_an_expert_that_is_silent_is_aligned_with_one_that_turned_over(monkeypatch):
+    base = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    deltas = [torch.tensor([[-2.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.0, 0.0]]), None]
+    for waits in (False, True):
+        monkeypatch.setattr(mixture, "reading_waits", lambda tensor, waits=waits: waits)
+        silent = align_hemisphere(base, deltas)[1]
+        assert torch.equal(silent, torch.tensor([[-2.0, 0, 0, 0], [0, 0, 0, 0]]))
+        same = align_hemisphere(base, [torch.zeros(2, 4), None])[1]
+        assert torch.equal(same, torch.zeros(2, 4)) if waits else same is None
+
+
+@pytest.mark.parametrize("top_k, asked", [(0, False), (1, True), (2, False), (9, False)])
+def test_which_gaussians_need_an_expert_is_asked_only_where_gates_are_dropped(top_k, asked):
+    model = small_model(moe_top_k=top_k)
+    gates = {a: torch.tensor([[1.0, 0.0]]).expand(30, 2) for a in ("xyz", "rotation")}
+    model.attribute_experts = {"xyz": (0, 1), "rotation": (0, 1)}
+    rows = model._needed_rows(1, gates)
+    assert model.router.drops is asked and (rows is not None) is asked
 
 
 def test_coarse_stage_is_the_canonical_set_and_the_experts_get_no_gradient():

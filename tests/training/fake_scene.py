@@ -29,6 +29,9 @@ class GreyStore:
     def mask(self, source: int, frame: int) -> torch.Tensor | None:
         return None
 
+    def prefetch(self, slots: list[tuple[int, int]]) -> None:
+        pass
+
 
 def camera(name: str, width: int = 48, height: int = 36) -> Camera:
     """A camera at the origin."""

@@ -51,6 +51,24 @@ def test_small_gaussian_with_large_gradient_is_cloned_with_all_it_has():
         assert torch.equal(gaussians[name][2], gaussians[name][6]), name
 
 
+def test_what_is_due_is_known_beforehand():
+    options = {"densification_interval": 7, "pruning_interval": 11, "opacity_reset_interval": 30}
+    options |= {"densify_from_iter": 20, "pruning_from_iter": 15, "densify_until_iter": 90}
+    gaussians, optimizer, control = setup(**options)
+    seen(control, gaussians, [0.0] * 6)
+    acted = []
+    control._densify = lambda *_: acted.append("densify") or (0, 0)
+    control._prune = lambda *_: acted.append("prune") or 0
+    control._reset_opacity = lambda *_: acted.append("reset")
+    kinds = set()
+    for iteration in range(1, 120):
+        control.step(gaussians, optimizer, iteration)
+        assert control.due(iteration) is bool(acted), iteration
+        kinds.update(acted)
+        acted.clear()
+    assert kinds == {"densify", "prune", "reset"}
+
+
 def test_large_gaussian_is_replaced_by_two_smaller_ones():
     gaussians, optimizer, control = setup()
     with torch.no_grad():

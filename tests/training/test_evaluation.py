@@ -111,10 +111,32 @@ def test_speed_of_a_single_view():
     assert frames == 3
 
 
-def test_a_render_that_is_not_finite_is_named():
-    view = clip("cam03", 0)[2]
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_render_that_is_not_finite_is_named(bad):
+    views, images = clip("cam03", 0)[:3], torch.rand(3, 3, 4, 5)
+    evaluation.refuse_unless(evaluation.finite(images), views)
+    images[2, 1, 3, 4] = bad
     with pytest.raises(UserError, match="cam03/0002.*not finite"):
-        evaluation.finite(torch.tensor([1.0, math.nan]), view)
+        evaluation.refuse_unless(evaluation.finite(images), views)
+
+
+# ---- several views at once -----------------------------------------------------------------------
+
+
+def test_views_of_one_time_and_size_are_taken_together_up_to_the_limit():
+    views = [*clip("a", 0, frames=2), *clip("b", 1, frames=2), *clip("c", 2, frames=2)]
+    views += [*clip("wide", 3, frames=1, width=60), *clip("high", 4, frames=1, height=50)]
+    assert evaluation.together(views, 4) == [[0, 2, 4], [1, 3, 5], [6], [7]]
+    assert evaluation.together(views, 2) == [[0, 2], [4], [1, 3], [5], [6], [7]]
+    assert evaluation.together(views, 1) == [[0], [2], [4], [1], [3], [5], [6], [7]]
+
+
+def test_measures_are_read_as_the_numbers_that_each_row_has():
+    rows = [{"a": torch.tensor(1.5)}, {}, {"a": torch.tensor(2.5), "b": torch.tensor(-1.0)}]
+    expected = [{"a": 1.5}, {}, {"a": 2.5, "b": -1.0}]
+    assert evaluation.as_numbers(rows) == expected
+    assert evaluation.as_numbers(rows, evaluation.stacked(rows)) == expected
+    assert evaluation.as_numbers([{}]) == [{}] and evaluation.as_numbers([]) == []
 
 
 @pytest.fixture

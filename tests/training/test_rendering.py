@@ -13,9 +13,12 @@ import torch
 from fake_scene import FakeModel, GreyStore, clip, fake_render, fake_scene
 from PIL import Image
 
+import tiny
+from arguments_MoDE.cli import save_config
 from arguments_MoDE.config import Config
-from training import evaluation
-from training.checkpoint import Run, model_folder
+from gaussian_renderer import render
+from training import evaluation, rendering
+from training.checkpoint import Run, load_run, model_folder
 from training.rendering import ImageWriter, collect, is_rendered, render_sets, table
 from utils.errors import UserError
 from utils.lpips import LpipsUnavailable
@@ -72,13 +75,13 @@ def test_metrics_are_strict_json_and_end_with_the_mean_psnr(run):
 
 
 def test_means_are_over_all_views_and_over_those_of_a_camera(run, monkeypatch):
-    calls = []
+    def each_its_own(cameras, splats, *rest):
+        output = fake_render(cameras, splats, *rest)
+        for image, camera in zip(output.images, cameras, strict=True):
+            image += 0.1 * int(camera.name[-1]) + splats
+        return output
 
-    def worse_and_worse(cameras, splats, *rest):
-        calls.append(0)
-        return fake_render(cameras, splats + 0.01 * len(calls), *rest)
-
-    monkeypatch.setattr(evaluation, "render", worse_and_worse)
+    monkeypatch.setattr(evaluation, "render", each_its_own)
     metrics = _go(run, fake_scene(test_cameras=2), sets=("test",))["test"]
     for key in ("psnr", "ssim", "psnr_8bit", "ssim_8bit"):
         values = [row[key] for row in metrics["per_view"].values()]
@@ -272,3 +275,68 @@ def test_a_set_without_a_pixel_that_counts_has_no_metrics_and_is_rendered(run, m
     record = _go(run, sets=("test",))["test"]
     assert record["masked"] is True and "psnr" not in record
     assert "psnr" not in _load(run.model_path / "metrics.json")
+
+
+# ---- several views at once -----------------------------------------------------------------------
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for sub in ("renders", "gt") for p in (folder / sub).iterdir()}
+
+
+def test_views_rendered_together_leave_the_same_files_and_metrics(run, monkeypatch):
+    scene, found = fake_scene(test_cameras=3), []
+    for limit in (1, 2, 4):
+        monkeypatch.setattr(rendering, "TOGETHER", limit)
+        run.model.asked.clear()
+        record = _go(run, scene, sets=("test",))["test"]
+        assert len(run.model.asked) == 15 + {1: 12, 2: 8, 4: 4}[limit]  # 15: for the speed
+        found.append((_files(run.model_path / "test" / "ours_30"), record["per_view"]))
+    assert found[0] == found[1] == found[2]
+    assert list(found[2][1]) == [view.name for view in scene.test]
+
+
+def test_the_view_of_a_batch_that_is_not_finite_is_named(run, monkeypatch):
+    def fails(cameras, splats, *rest):
+        output = fake_render(cameras, splats, *rest)
+        if len(cameras) == 2:
+            output.images[1, 0, 3, 3] = math.inf
+        return output
+
+    monkeypatch.setattr(evaluation, "render", fails)
+    with pytest.raises(UserError, match="view cam01/0000: .*not finite"):
+        _go(run, fake_scene(test_cameras=2), sets=("test",))
+    assert list((run.model_path / "test").iterdir()) == []
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------
+
+
+def _tiny_run(folder: Path, device: str) -> tuple[Run, dict]:
+    """A saved run of the tiny scene, rendered on ``device``: the run, and the training set's."""
+    trainer = tiny.trainer(folder, tiny.config(coarse_iterations=2, iterations=4))
+    save_config(trainer.config, folder / "config.json")
+    trainer.train()
+    trainer.report.close()
+    loaded = load_run(folder, device=device)
+    results = render_sets(
+        loaded, trainer.scene, sets=("train",), device=device, lpips=(), quiet=True
+    )
+    return loaded, results["train"]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_real_run_is_rendered_and_measured_alike_wherever_it_is(tmp_path, device):
+    run, record = _tiny_run(tmp_path, device)
+    scene = tiny.scene()
+    for index, view in enumerate(scene.train):
+        with torch.no_grad():
+            model = run.model.cpu()
+            splats = model.deform(view.time, iteration=4)
+            degree = model.gaussians.active_sh_degree
+            image = render([view.camera], splats, torch.ones(3), degree).images[0]
+        path = tmp_path / "train" / "ours_4" / "renders" / f"{index:05d}.png"
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).int()
+        assert (pixels - evaluation.to_8bit(image).int()).abs().max() <= 1
+        row = evaluation.compare(image, evaluation.target_of(view, "cpu"))
+        assert record["per_view"][view.name] == pytest.approx(row, abs=1e-3)

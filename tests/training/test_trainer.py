@@ -228,6 +228,21 @@ def test_camera_colors_are_trained_and_survive_a_checkpoint(tmp_path):
     assert torch.equal(other.colors.delta, trainer.colors.delta)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_a_gpu_trains_as_the_cpu_does(tmp_path, stage):
+    found = []
+    for device in ("cpu", "cuda"):
+        settings = tiny.config(densify_until_iter=0, gaiting_from_iter=0, coarse_iterations=30)
+        settings.opt.iterations = 30
+        trainer = tiny.trainer(tmp_path, settings, device=device)
+        trainer._start_stage(stage)
+        trainer.model.train()
+        numbers = [trainer.iterate() for _ in range(30)]
+        found.append([row["loss"] for row in numbers if row])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
 # ---- masks --------------------------------------------------------------------------------------
 
 

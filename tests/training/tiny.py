@@ -100,10 +100,18 @@ def config(**opt) -> Config:
     return made
 
 
-def trainer(folder: Path, settings: Config | None = None, **plan) -> Trainer:
+def trainer(
+    folder: Path,
+    settings: Config | None = None,
+    *,
+    device: str = "cpu",
+    deferred: bool | None = None,
+    **plan,
+) -> Trainer:
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     settings = settings or config()
     world = scene()
     report = Report(folder, quiet=True)
-    return Trainer(build_model(world, settings), world, settings, Plan(folder, **plan), report)
+    model, plans = build_model(world, settings), Plan(folder, **plan)
+    return Trainer(model, world, settings, plans, report, device, deferred)

@@ -126,7 +126,7 @@ def forward(
     call = Call(gpu, settings, tensors)
     splats = _project(call, radii)
     order, offsets = _depth_order(call, splats, sort=not one_sort)
-    count = int(offsets[-1])  # the one wait for the GPU
+    count = _read(offsets[-1:])  # the one wait for the GPU
     if count > MAX_PAIRS:
         raise RuntimeError(
             f"{count} splat-tile pairs are more than 2^31 - 1: render fewer views at once, or "
@@ -182,6 +182,18 @@ def mark_visible(gpu: Gpu, positions: Tensor, view: Tensor, visible: Tensor) -> 
         kernel = gpu.kernels.mark_visible_f64
     count = positions.shape[0]
     kernel(*gpu[1:], positions.data_ptr(), view.data_ptr(), count, visible.data_ptr())
+
+
+def _read(value: Tensor) -> int:
+    """The one element of ``value``, after waiting for what makes it and for nothing queued later."""
+    if value.device.type != "cuda":
+        return int(value)
+    here = torch.empty(1, dtype=value.dtype, pin_memory=True)
+    here.copy_(value, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(value.device))
+    ready.synchronize()
+    return int(here)
 
 
 # ------------------------------------------------------------------------------------------- stages

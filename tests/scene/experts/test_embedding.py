@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from arguments_MoDE.config import Config
+from scene.experts import embedding
 from scene.experts.base import Moment, SceneFacts
 from scene.experts.embedding import EmbeddingExpert, read_table
 from scene.gaussian_model import Canonical
@@ -27,6 +28,21 @@ def test_table_is_resized_then_read_with_reflection(rows, time):
     table = torch.randn(20, 3, generator=torch.Generator().manual_seed(rows))
     got = read_table(table, rows, torch.tensor(time))
     assert torch.allclose(got, table_oracle(table, rows, time), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 20])
+@pytest.mark.parametrize("time", [-0.05, 0.0, 0.25, 0.313, 0.5, 0.999, 1.0, 1.05])
+def test_a_table_is_read_alike_whether_the_time_is_looked_at_or_not(monkeypatch, rows, time):
+    found = []
+    for waits in (False, True):
+        monkeypatch.setattr(embedding, "reading_waits", lambda tensor, waits=waits: waits)
+        table = torch.randn(20, 3, generator=torch.Generator().manual_seed(rows)).requires_grad_()
+        moment = torch.tensor(time, requires_grad=True)
+        value = read_table(table, rows, moment)
+        slopes = torch.autograd.grad(value.square().sum(), (table, moment), materialize_grads=True)
+        found.append((value, *slopes))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
 def expert(**emb) -> EmbeddingExpert:

@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from arguments_MoDE.config import Config
 from hash_encoder import reference
 from scene.experts.base import Moment, SceneFacts
-from scene.experts.hash_grid import Box, HashGridExpert, rotation_displacement
+from scene.experts.hash_grid import (
+    OUTSIDE_INTERVAL,
+    Box,
+    HashGridExpert,
+    rotation_displacement,
+)
 from scene.gaussian_model import Canonical
+from training.trainer import LOG_INTERVAL
 
 pytestmark = pytest.mark.filterwarnings("ignore:hash grids")
 
@@ -240,6 +246,21 @@ def test_many_points_outside_are_counted_once():
         warnings.simplefilter("error")
         made(state, Moment(0.1, 0), made.attributes)
         expert()(canonical(100, reach=0.99), Moment(0.1, 0), made.attributes)
+
+
+def test_points_outside_are_not_counted_in_every_iteration():
+    made, state = expert(), canonical(100, reach=1.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for iteration in (1, 50, 99, 101):  # counting reads the device
+            made(state, Moment(0.1, iteration), made.attributes)
+    with pytest.warns(UserWarning, match=r"of 100 points lie outside"):
+        made(state, Moment(0.1, 300), made.attributes)
+    assert OUTSIDE_INTERVAL % LOG_INTERVAL == 0  # iterations in which the device is read anyway
+
+
+def test_what_goes_with_the_device_is_not_saved():
+    assert "identity" in dict(expert().named_buffers()) and "identity" not in expert().state_dict()
 
 
 # ------------------------------------------------------------------------------------ regularisers
