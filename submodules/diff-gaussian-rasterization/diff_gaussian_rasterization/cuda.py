@@ -185,7 +185,7 @@ def mark_visible(gpu: Gpu, positions: Tensor, view: Tensor, visible: Tensor) -> 
 
 
 def _read(value: Tensor) -> int:
-    """The one element of ``value``, after waiting for what makes it and for nothing queued later."""
+    """The one element of ``value``; waits for what makes it, and for nothing queued later."""
     if value.device.type != "cuda":
         return int(value)
     here = torch.empty(1, dtype=value.dtype, pin_memory=True)
