@@ -84,9 +84,7 @@ def image_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
 
 def gradient_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     """Norm of the difference over the norm, for each input."""
-    return {
-        name: float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-12)) for name in b
-    }
+    return {name: float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-12)) for name in b}
 
 
 def compare(scene: scenes.Scene, device: str) -> dict:

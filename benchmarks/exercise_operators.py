@@ -19,14 +19,14 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
 
 from benchmarks import scenes
 
+ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -184,12 +184,33 @@ def ssim_loss(device: str) -> None:
         differentiate([ssim(a, b)], [a, b])
 
 
+def photometric(device: str) -> None:
+    """All errors, with and without SSIM and mask; 8-bit targets, also of permuted strides."""
+    from photometric_loss import compare
+
+    random = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        for batch, channels, height, width in ((1, 1, 1, 1), (1, 3, 5, 7), (2, 3, 45, 70)):
+            shape = (batch, channels, height, width)
+            pixels = torch.randint(256, (batch, height, width, channels), generator=random)
+            bytes_ = pixels.to(device, torch.uint8).permute(0, 3, 1, 2)
+            floats = torch.rand(shape, generator=random).to(device, dtype)
+            mask = torch.rand((batch, 1, height, width), generator=random).to(device) > 0.3
+            for targets in (bytes_, floats):
+                for ssim, error in ((True, "l1"), (False, "l2"), (True, None)):
+                    for some in (None, mask):
+                        images = floats.flip(-1).contiguous().requires_grad_()
+                        found = compare(images, targets, some, ssim=ssim, error=error)
+                        differentiate([x for x in found if x is not None], [images])
+
+
 # Native package -> its exercises. A package of `submodules` that is not here is an error.
 EXERCISES: dict[str, list[Callable[[str], None]]] = {
     "diff-gaussian-rasterization": [rasteriser, visibility],
     "hexplane-encoder": [hexplane],
     "hash-encoder": [hash_grid],
     "simple-knn": [neighbours],
+    "photometric-loss": [photometric],
 }
 OTHERS = [ssim_loss]  # in plain torch, or by a package of its own
 
