@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +111,7 @@ def main(argv: Sequence[str] | None = None, capability: Callable[[], str] = comp
         return 0
     facts = {"date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": args.device}
     facts |= {"minutes": args.minutes, "commit": environment.first_line(COMMIT)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended as well
     report = Report(args.out, args.work.resolve(), facts)
     return check(stages, report, args.work.resolve(), 60 * args.minutes)
 

@@ -15,11 +15,11 @@ from benchmarks.check import environment, result_lines
 from benchmarks.check.results import (
     compare_demos,
     read_demo,
-    read_machine,
     read_sanitizer,
     read_tests,
+    read_wheels,
 )
-from benchmarks.check.stages import FAILED, NOT_DONE, Stage, no_results
+from benchmarks.check.stages import FAILED, NOT_DONE, Stage, files_of, no_results
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "benchmarks"
@@ -73,7 +73,7 @@ GSPLAT_CASES = {  # name -> arguments, and whether they need the file of the gar
     "garden-1296x840": (("--scene", "garden", "--size", "1296x840"), True),
     "n3v-1352x1014": (("--scene", "n3v", "--size", "1352x1014"), False),
 }
-SANITIZERS = {"memcheck": 100.0, "racecheck": 100.0, "synccheck": 60.0, "initcheck": 60.0}
+SANITIZERS = {"memcheck": 200.0, "racecheck": 200.0, "synccheck": 60.0, "initcheck": 60.0}
 
 
 class Plan:
@@ -100,7 +100,7 @@ class Plan:
             "NATIVE_CUDA": "ON" if self.on_gpu else "OFF",
             "CMAKE_BUILD_PARALLEL_LEVEL": str(max(2, cores // 4)),
             "TORCH_EXTENSIONS_DIR": str(self.work / "extensions"),
-            "MAX_JOBS": str(max(2, cores // 2)),
+            "MAX_JOBS": str(max(2, cores)),
         }
         if self.args.data:
             found["MOEGS_TEST_DATA"] = str(self.args.data.resolve())
@@ -121,14 +121,11 @@ class Plan:
             self._gsplat_build(),
             self._builds(),
             [self._demo("cpu")],
-            [self._tests("gpu", "gpu", 150.0)],
+            [self._sanitizer(tool, beside=True) for tool in ("memcheck", "racecheck")],
+            [self._tests("gpu", "gpu", 200.0)],
             [self._agreement()],
-            [self._demo("cuda"), self._demo_comparison()] if self.on_gpu else [],
-            self._sanitizers(["memcheck", "racecheck"]),
-            self._gsplat_cases(),
-            self._benchmarks(),
-            [self._profile()],
-            self._sanitizers(["synccheck", "initcheck"]),
+            self._timed(),
+            [self._sanitizer(tool) for tool in ("synccheck", "initcheck")],
             [self._tests("rest", "not gpu and not slow", 300.0)],
             [self._tests("slow", "not gpu and slow", 300.0)] if self.on_gpu else [],
         ]
@@ -138,14 +135,25 @@ class Plan:
             for stage in group
         ]
 
+    def _timed(self) -> list[Stage]:
+        """What is timed runs when nothing else does, but for the demo's training on two cores."""
+        demo = [self._demo("cuda"), self._demo_comparison()] if self.on_gpu else []
+        found = [*demo, *self._gsplat_cases(), *self._benchmarks(), self._profile()]
+        return [replace(stage, waits=(*stage.waits, *self.noise)) for stage in found]
+
     # ---- what everything stands on
 
     def _environment_stages(self) -> list[Stage]:
         command = [sys.executable, str(HERE / "check" / "environment.py"), str(self.venv)]
         command += ["--device", self.device]
-        if self.args.wheels:
-            command += ["--wheels", str(self.args.wheels)]
-        return [Stage("machine", (tuple(command),), 60.0, read_machine)]
+        if not self.args.wheels:
+            return [Stage("machine", (tuple(command),), 60.0)]
+        command += ["--wheels", str(self.args.wheels)]
+        machine = files_of("machine", self.work)
+        return [
+            Stage("machine", (tuple(command),), 60.0),
+            Stage("wheels", (), read=partial(read_wheels, machine), needs=("machine",)),
+        ]
 
     def _builds(self) -> list[Stage]:
         """A stage for each native package, all at once."""
@@ -169,6 +177,11 @@ class Plan:
     def built(self) -> tuple[str, ...]:
         """The names of the stages that build."""
         return tuple(stage.name for stage in self._builds())
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """The names of all stages that are beside others and disturb what is timed."""
+        return (*self.built, "gsplat:build", "sanitize:memcheck", "sanitize:racecheck")
 
     # ---- tests
 
@@ -199,7 +212,9 @@ class Plan:
             limit,
             partial(read_tests, results, self.on_gpu and name == "gpu"),
             needs=("machine",),
-            waits=self.built,
+            # the other tests go last: started while something compiles, they would take the time
+            # of what is waiting for that
+            waits=self.built if name == "gpu" else tuple(stage.name for stage in self._timed()),
             optional=name != "gpu",
             environment={
                 result_lines.VARIABLE: str(results),
@@ -252,10 +267,7 @@ class Plan:
         read = partial(compare_demos, *runs)
         return Stage("demo:comparison", (), 5.0, read, needs=("demo:cpu", "demo:cuda"))
 
-    def _sanitizers(self, tools: list[str]) -> list[Stage]:
-        return [self._sanitizer(tool) for tool in tools]
-
-    def _sanitizer(self, tool: str) -> Stage:
+    def _sanitizer(self, tool: str, beside: bool = False) -> Stage:
         exercise = self._script("exercise_operators.py", "--device", self.device)
         found = self.work / f"{tool}.txt"
         command, absent = exercise, ""
@@ -271,6 +283,7 @@ class Plan:
             partial(read_sanitizer, found if self.on_gpu else None),
             needs=("machine",),
             waits=self.built,
+            background=beside and self.on_gpu,
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             absent=absent,
         )
@@ -286,10 +299,11 @@ class Plan:
         build = Stage(
             "gsplat:build",
             ((self.python, "-c", code),),
-            420.0,
+            300.0,
             no_results,
             needs=("machine",),
             background=True,
+            theirs=True,
             absent=absent,
         )
         return [build]
@@ -305,7 +319,6 @@ class Plan:
                     (command,),
                     60.0,
                     needs=("machine", "gsplat:build"),
-                    waits=self.built,
                     absent=self._no_garden() if garden else "",
                 )
             )
@@ -315,7 +328,6 @@ class Plan:
         return [self._benchmark(name, benchmark) for name, benchmark in BENCHMARKS.items()]
 
     def _benchmark(self, name: str, benchmark: Benchmark) -> Stage:
-        """Timed when nothing else compiles."""
         data = ("--data", str(self.garden)) if benchmark.garden else ()
         arguments = (*benchmark.arguments, *data, "--device", self.device)
         tiny = () if self.on_gpu else benchmark.tiny
@@ -325,7 +337,6 @@ class Plan:
             (self._script(benchmark.script, *arguments, *tiny),),
             60.0,
             needs=("machine",),
-            waits=(*self.built, "gsplat:build"),
             absent=missing or (self._no_garden() if benchmark.garden else ""),
             absent_status=FAILED if missing else NOT_DONE,
         )
@@ -333,7 +344,7 @@ class Plan:
     def _profile(self) -> Stage:
         tiny = () if self.on_gpu else ("--count", "2000", "--size", "96x64", "--runs", "1")
         command = self._script("rasterizer_profile.py", "--device", self.device, *tiny)
-        return Stage("profile", (command,), 40.0, needs=("machine",), waits=self.built)
+        return Stage("profile", (command,), 40.0, needs=("machine",))
 
 
 def has(package: str, wheels: Path | None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.check import result_lines
-from benchmarks.check.stages import BAD, CheckFailed, Files, Outcome, last_object
+from benchmarks.check.stages import BAD, CheckFailed, Files, Outcome, files_of, last_object
 from benchmarks.compare import measurements
 
 LARGEST_LOG = 2**20  # bytes of a stage in logs.txt
@@ -17,17 +17,18 @@ PSNR_TOLERANCE = 0.1  # dB between a demo trained on the CPU and one on a GPU
 SHOWN = 4  # measurements of a benchmark in the table
 
 
-def read_machine(files: Files) -> dict[str, Any]:
-    """What the machine has.
+def read_wheels(machine: Files, files: Files) -> dict[str, Any]:
+    """The wheels, from what the stage `machine` has printed.
 
     Raises:
-        CheckFailed: a wheel could not be installed.
+        CheckFailed: one could not be installed.
     """
-    found = last_object(files)
-    broken = [f"{name}: {text}" for name, text in found["wheels"].items() if text != "ok"]
+    del files
+    wheels = last_object(machine)["wheels"]
+    broken = [f"{name}: {text}" for name, text in wheels.items() if text != "ok"]
     if broken:
-        raise CheckFailed("; ".join(broken), found)
-    return found
+        raise CheckFailed("; ".join(broken), wheels)
+    return wheels
 
 
 def read_tests(path: Path, must_pass: bool, files: Files) -> dict[str, Any]:
@@ -174,9 +175,9 @@ class Report:
         """One more stage is known."""
         self.outcomes[name] = outcome
         print(f"{outcome.status:9} {name} {outcome.seconds:.0f} s {outcome.reason}", flush=True)
-        stem = name.replace(":", "_")
+        files = files_of(name, self.work)
         with self.log.open("ab") as file:
-            for path in (self.work / f"{stem}.log", self.work / f"{stem}.out"):
+            for path in (files.log, files.out):
                 if path.exists() and outcome.limit:  # of this run, not of an earlier one
                     file.write(f"\n===== {name}: {path.suffix}\n".encode())
                     file.write(path.read_bytes()[-LARGEST_LOG:])

@@ -58,6 +58,12 @@ class Files:
         return found
 
 
+def files_of(stage: str, folder: Path) -> Files:
+    """Where the output of a stage is, in the folder of all of them."""
+    stem = stage.replace(":", "_")
+    return Files(folder / f"{stem}.out", folder / f"{stem}.log")
+
+
 def last_object(files: Files) -> dict[str, Any]:
     """The last JSON object of stdout.
 
@@ -88,6 +94,7 @@ class Stage:
     waits: tuple[str, ...] = ()
     background: bool = False
     optional: bool = False  # being cut short is no fault: as much as time allows
+    theirs: bool = False  # others' code: where it fails, something is not done, and no more
     environment: Mapping[str, str] = field(default_factory=dict)
     absent: str = ""  # why it cannot be done
     absent_status: str = NOT_DONE  # FAILED where it should have been possible
@@ -114,8 +121,7 @@ class Running:
 
     def __init__(self, stage: Stage, folder: Path, limit: float, clock: Callable[[], float]):
         self.stage, self.limit, self.clock = stage, limit, clock
-        stem = stage.name.replace(":", "_")
-        self.files = Files(folder / f"{stem}.out", folder / f"{stem}.log")
+        self.files = files_of(stage.name, folder)
         self.started = clock()
         self._out, self._log = self.files.out.open("wb"), self.files.log.open("wb")
         self._left = list(stage.commands)
@@ -187,6 +193,8 @@ class Running:
                 status, reason = PASSED, f"cut short: {late}"
             else:
                 status, reason = TIMEOUT, late
+        if self.stage.theirs and status in BAD:
+            status = NOT_DONE
         seconds = round(self.clock() - self.started, 1)
         end = "" if status == PASSED else self._log_end()
         return Outcome(status, reason, seconds, self.limit, results, end)

@@ -524,3 +524,55 @@ def test_a_wheel_that_is_broken_is_named(tmp_path):
     found = environment.install(python, tmp_path / "wheels")
     assert list(found) == ["some-1.0-py3-none-any.whl"]
     assert found["some-1.0-py3-none-any.whl"] != "ok"
+
+
+def test_what_is_timed_waits_for_what_runs_beside_it():
+    found = {stage.name: stage for stage in planned()}
+    beside = {n for n, s in found.items() if s.background and n != "demo:cpu"}
+    timed = [n for n in found if n.startswith(("bench:", "gsplat:n3v", "gsplat:garden"))]
+    for name in [*timed, "profile", "demo:cuda"]:
+        assert beside <= set(found[name].waits), name
+    assert set(timed) <= set(found["tests:rest"].waits)
+
+
+def test_the_wheels_that_were_installed_are_a_stage(tmp_path):
+    machine, files = Files(tmp_path / "m.out", tmp_path / "m.log"), Files(tmp_path, tmp_path)
+    machine.out.write_text(json.dumps({"wheels": {"a.whl": "ok"}}))
+    assert results.read_wheels(machine, files) == {"a.whl": "ok"}
+    machine.out.write_text(json.dumps({"wheels": {"a.whl": "ok", "b.whl": "wrong platform"}}))
+    with pytest.raises(CheckFailed, match="b.whl: wrong platform"):
+        results.read_wheels(machine, files)
+    assert "wheels" in names(planned("--wheels", str(tmp_path)))
+
+
+def test_others_code_that_fails_is_not_done(tmp_path):
+    found = run(
+        tmp_path,
+        Stage("gsplat:build", (program("raise SystemExit('no nvcc')"),), theirs=True),
+        Stage("gsplat:case", (SAYS_ONE,), needs=("gsplat:build",)),
+    )
+    assert {outcome.status for outcome in found.values()} == {"not done"}
+    assert "no nvcc" in found["gsplat:build"].log_end
+    assert "exit code 1" in found["gsplat:case"].reason
+
+
+def test_a_check_that_is_ended_ends_what_it_runs(tmp_path, root):
+    """SIGTERM, as from a machine whose time is up."""
+    mark = tmp_path / "pid"
+    code = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script = (
+        "import sys; from pathlib import Path; from benchmarks import gpu_check\n"
+        "from benchmarks.check import plan, stages\n"
+        f"todo = [stages.Stage('sleeps', ((sys.executable, '-S', '-c', {code!r}),))]\n"
+        "plan.Plan.stages = lambda self: todo\n"
+        f"gpu_check.main(['--dry-run', '--out', {str(tmp_path / 'out')!r}, "
+        f"'--work', {str(tmp_path / 'work')!r}])\n"
+    )
+    check = subprocess.Popen([sys.executable, "-c", script], cwd=root)
+    until = time.monotonic() + QUICK
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert alive(int(mark.read_text()))
+    check.terminate()
+    assert check.wait(QUICK) == 143
+    assert not alive(int(mark.read_text()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 
@@ -283,3 +284,32 @@ def test_an_operator_that_fails_does_not_stop_the_others(monkeypatch, capsys):
 def test_a_package_that_does_not_compute_there_is_named():
     said = exercise_operators.computes_on("hexplane-encoder", "tpu")
     assert said.startswith("hexplane-encoder computes on cpu")
+
+
+def test_gsplat_is_called_as_it_is_declared(room, monkeypatch):
+    gsplat = pytest.importorskip("gsplat", reason="gsplat is a development need")
+    declared, ours = inspect.signature(gsplat.rasterization), rasterizer_gsplat.our_render(room)
+    seen = []
+
+    def stand_in(*args, **kwargs):
+        given = declared.bind(*args, **kwargs).arguments
+        seen.append(given)
+        colour, alpha, depth = ours(0)
+        return torch.cat([colour, depth], -1)[None], alpha[None], {}
+
+    monkeypatch.setattr(gsplat, "rasterization", stand_in)
+    with torch.no_grad():
+        theirs = rasterizer_gsplat.their_render(room, packed=True)(0)
+        for image, own in zip(theirs, ours(0), strict=True):
+            assert torch.equal(image, own)
+    shapes = {k: tuple(v.shape) for k, v in seen[0].items() if isinstance(v, torch.Tensor)}
+    assert shapes == {
+        "means": (5000, 3),
+        "quats": (5000, 4),
+        "scales": (5000, 3),
+        "opacities": (5000,),
+        "colors": (5000, 16, 3),
+        "viewmats": (1, 4, 4),
+        "Ks": (1, 3, 3),
+    }
+    assert (seen[0]["width"], seen[0]["height"]) == (room.width, room.height)
