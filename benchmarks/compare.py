@@ -73,7 +73,7 @@ def is_measured(label: str) -> bool:
 def is_ours(label: str) -> bool:
     """Whether a measurement is of this project's code."""
     parts = re.split("/|: ", label)
-    return "ours" in parts or not any(p.startswith(OTHERS) for p in parts if ":" not in p)
+    return not any(p.startswith(OTHERS) for p in parts if ":" not in p)
 
 
 def worsening(label: str, before: float, after: float) -> float | None:

@@ -90,6 +90,7 @@ class Stage:
     commands: tuple[tuple[str, ...], ...] = ()
     limit: float = 60.0  # seconds
     read: Callable[[Files], dict[str, Any]] = last_object  # also of a stage that did not pass
+    codes: tuple[int, ...] = (0,)  # exit codes that are no failure by themselves
     needs: tuple[str, ...] = ()
     waits: tuple[str, ...] = ()
     background: bool = False
@@ -153,7 +154,7 @@ class Running:
         """Whether all commands are done, or one has failed; starts the next one."""
         while self._process is not None and (code := self._process.poll()) is not None:
             self.code = code
-            if code:
+            if code not in self.stage.codes:
                 return True
             self._next()
         return self._process is None
@@ -177,7 +178,7 @@ class Running:
         """What came of it; reads the results, also those of a stage that was cut short."""
         self._out.close()
         self._log.close()
-        reason = self._error or (f"exit code {self.code}" if self.code else "")
+        reason = self._error or self._bad_code()
         results: dict[str, Any] = {}
         try:
             results = self.stage.read(self.files)
@@ -198,6 +199,9 @@ class Running:
         seconds = round(self.clock() - self.started, 1)
         end = "" if status == PASSED else self._log_end()
         return Outcome(status, reason, seconds, self.limit, results, end)
+
+    def _bad_code(self) -> str:
+        return "" if self.code in self.stage.codes else f"exit code {self.code}"
 
     def _log_end(self) -> str:
         texts = (path.read_text(errors="replace") for path in (self.files.out, self.files.log))

@@ -44,6 +44,12 @@ def test_an_exit_code_is_a_failure_with_the_end_of_the_log(tmp_path):
     assert found.results == {"answer": 1} and "it broke" in found.log_end
 
 
+def test_a_code_that_is_allowed_is_no_failure(tmp_path):
+    code = "import sys; print('{}'); sys.exit(1)"
+    todo = [Stage(str(n), (program(code),), codes=codes) for n, codes in ((0, (0, 1)), (1, (0, 2)))]
+    assert [outcome.status for outcome in run(tmp_path, *todo).values()] == ["passed", "failed"]
+
+
 def test_a_stage_without_an_object_has_failed(tmp_path):
     found = run(tmp_path, Stage("mute", (program("print('nothing')"),)))["mute"]
     assert (found.status, found.reason) == ("failed", "printed no JSON object")
@@ -317,6 +323,7 @@ def written_tests(tmp_path, root):
     """Results of a run of `TESTS`, and of a file that does not even load."""
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "test_optional.py").write_text("raise ImportError(\"No module named 'plyfile'\")\n")
     path = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.check.result_lines"]
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(tmp_path)]
@@ -331,7 +338,11 @@ def written_tests(tmp_path, root):
 def test_results_of_tests_are_summed_up(written_tests):
     found = result_lines.summary(written_tests)
     assert found["passed"] == 1
-    assert found["skip_reasons"] == {"no GPU here": 1, "expected to fail: later": 1}
+    assert found["skip_reasons"] == {
+        "no GPU here": 1,
+        "expected to fail: later": 1,
+        "the file needs plyfile": 1,
+    }
     why = {name.rpartition("::")[2]: text for name, text in found["failed"].items()}
     assert "assert 1 == 2" in why["test_fails"] and "set-up" in why["test_cannot_start"]
     assert any("no_such_module_at_all" in text for text in why.values()) and len(why) == 3
