@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import cli
 
-# `forward_ms`, `ms`, `total_us`, `training_seconds`, `peak_mib`: less is better
-COST = re.compile(r"(?:^|_)(?:ms|us|seconds|mib)$")
-SPEED = re.compile(r"(?:^|_)(?:fps|per_second)(?:_cpu|_cuda)?$")  # more is better
+# Units, as words of a key (`forward_ms`, `ms_mean`, `peak_mib`), or of the one above (`parts_ms`)
+COSTS = {"ms", "us", "seconds", "minutes", "mib", "gb"}  # less is better
+SPEEDS = {"fps"}  # more is better
 OTHERS = ("twin", "scipy", "convolution", "gsplat")  # code that is not ours
 MEASURED = re.compile(r"^(?:bench|gsplat|profile|demo)(?::|$)")  # stages of gpu_check.py
 LONGEST_LABEL = 70
@@ -64,10 +64,18 @@ def _identity(item: Any, index: int) -> str:
     return " ".join(plain) or str(index)
 
 
+def unit_of(label: str) -> str:
+    """The unit that a label names, in its last part or in that above; nothing without one."""
+    for part in reversed(label.split("/")[-2:]):
+        found = (COSTS | SPEEDS).intersection(part.partition("[")[0].split("_"))
+        if found:
+            return min(found)
+    return ""
+
+
 def is_measured(label: str) -> bool:
-    """Whether the last part of a label is the name of a measurement."""
-    key = label.rsplit("/", 1)[-1]
-    return bool(COST.search(key) or SPEED.search(key))
+    """Whether a label is the name of a measurement."""
+    return bool(unit_of(label))
 
 
 def is_ours(label: str) -> bool:
@@ -78,7 +86,7 @@ def is_ours(label: str) -> bool:
 
 def worsening(label: str, before: float, after: float) -> float | None:
     """How many times worse; None where it cannot be said."""
-    if SPEED.search(label.rsplit("/", 1)[-1]):
+    if unit_of(label) in SPEEDS:
         before, after = after, before
     return after / before if before > 0 and after > 0 else None
 

@@ -111,9 +111,13 @@ def main(argv: Sequence[str] | None = None, capability: Callable[[], str] = comp
         return 0
     facts = {"date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": args.device}
     facts |= {"minutes": args.minutes, "commit": environment.first_line(COMMIT)}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended as well
     report = Report(args.out, args.work.resolve(), facts)
-    return check(stages, report, args.work.resolve(), 60 * args.minutes)
+    # so that what runs is ended as well
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return check(stages, report, args.work.resolve(), 60 * args.minutes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import scenes
-from benchmarks.timing import median_ms, peak_mib
+from benchmarks.clock import median_ms, peak_mib
 from diff_gaussian_rasterization import rasterize
 
 

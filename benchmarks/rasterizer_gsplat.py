@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import scenes
-from benchmarks.timing import alternating_ms, peak_mib
+from benchmarks.clock import alternating_ms, peak_mib
 from diff_gaussian_rasterization import rasterize
 
 NEAR_PLANE = 0.2  # where ours culls

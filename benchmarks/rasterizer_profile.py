@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import scenes
-from benchmarks.timing import synchronise
+from benchmarks.clock import synchronise
 from diff_gaussian_rasterization import rasterize
 
 LONGEST_NAME = 120

@@ -37,6 +37,10 @@ class Benchmark:
     garden: bool = False  # needs the file of the garden
 
 
+# A clip of Neural 3D Video at the size that is usual for it, and one for a dry run.
+N3V_CLIP = tuple("--cameras 20 --frames 300 --size 1352 1014 --gaussians 150000".split())
+TINY_CLIP = tuple("--cameras 3 --frames 4 --size 64 48 --gaussians 500".split())
+
 BENCHMARKS = {
     "rasterizer-garden": Benchmark(
         "rasterizer_garden.py", (), ("--runs", "1", "--count", "2000"), garden=True
@@ -46,8 +50,12 @@ BENCHMARKS = {
         ("--scene", "n3v", "--size", "1352x1014"),
         ("--runs", "1", "--count", "2000", "--size", "96x64"),
     ),
-    "train": Benchmark("train_n3v_sized.py", (), ("--iterations", "2", "--gaussians", "500")),
-    "render": Benchmark("render_n3v_sized.py", (), ("--frames", "2", "--gaussians", "500")),
+    "train": Benchmark(
+        "train_n3v_sized.py",
+        (*N3V_CLIP, "--batch", "2", "--iterations", "200"),
+        (*TINY_CLIP, "--iterations", "2"),
+    ),
+    "render": Benchmark("render_n3v_sized.py", N3V_CLIP, (*TINY_CLIP, "--seconds", "0.5")),
     "hexplane": Benchmark("hexplane.py", (), ("--repeats", "1")),
     "hash-grid": Benchmark("hash_grid.py", (), ("--repeats", "1")),
     "knn": Benchmark("knn.py", (), ("--repeats", "1", "--points", "2000")),
@@ -62,7 +70,10 @@ USED_OTHERWISE = {  # and those that other stages run, or that are no benchmarks
     "gpu_check.py": "the check itself",
     "compare.py": "compares results",
     "scenes.py": "the scenes",
-    "timing.py": "the clock",
+    "clock.py": "the clock",
+    "timing.py": "the clock of the encoders' benchmarks",
+    "n3v_sized.py": "what training and rendering are timed on",
+    "ptxas_report.py": "needs no GPU",
     "exercise_operators.py": "sanitize",
     "device_agreement.py": "agreement",
     "rasterizer_gsplat.py": "gsplat",

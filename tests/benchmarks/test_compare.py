@@ -66,6 +66,22 @@ def test_of_a_whole_check_what_was_measured_is_taken():
     }
 
 
+def test_units_are_words_of_a_key_or_of_the_one_above():
+    result = {
+        "ms_mean": 1.0,
+        "parts_ms": {"render": 2.0},
+        "moving": {"fps": 3.0, "frames": 50},
+        "peak_gb": 4.0,
+        "gaussians": 5,
+        "forms": 6.0,
+        "agree": True,
+    }
+    wanted = ["ms_mean", "parts_ms/render", "moving/fps", "peak_gb"]
+    assert list(compare.measurements(result)) == wanted
+    assert compare.worsening("moving/fps", 10.0, 5.0) == 2.0
+    assert compare.worsening("parts_ms/render", 10.0, 5.0) == 0.5
+
+
 def test_equal_results_pass(tmp_path, capsys):
     assert run(tmp_path, CHECK, CHECK, "--threshold", "1.01") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -491,7 +491,7 @@ def test_a_benchmark_that_is_not_there_or_knows_no_device_is_a_failure(tmp_path,
     table = {
         "none": plan.Benchmark("no_such_benchmark.py"),
         "cpu": plan.Benchmark("mixture.py"),
-        "good": plan.Benchmark("hexplane.py"),
+        "good": plan.Benchmark("rasterizer_profile.py"),
     }
     monkeypatch.setattr(plan, "BENCHMARKS", table)
     found = {s.name: s for s in planned() if s.name.startswith("bench:")}

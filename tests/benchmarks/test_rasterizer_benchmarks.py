@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from benchmarks import (
+    clock,
     device_agreement,
     exercise_operators,
     rasterizer_garden,
     rasterizer_gsplat,
     rasterizer_profile,
     scenes,
-    timing,
 )
 from diff_gaussian_rasterization import RasterOutput, rasterize, reference
 
@@ -151,8 +151,8 @@ def test_the_profile_has_a_row_for_each_operator(monkeypatch, capsys):
 def test_times_are_medians_in_turns():
     calls = []
     works = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
-    found = timing.alternating_ms(works, 3, "cpu")
-    assert calls == ["a", "b"] * (3 + timing.WARM_UP) and set(found) == {"a", "b"}
+    found = clock.alternating_ms(works, 3, "cpu")
+    assert calls == ["a", "b"] * (3 + clock.WARM_UP) and set(found) == {"a", "b"}
 
 
 # ---- CPU and GPU --------------------------------------------------------------------------------
