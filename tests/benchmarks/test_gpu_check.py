@@ -104,7 +104,7 @@ def test_a_stage_over_its_limit_is_ended_with_its_children(tmp_path):
         "time.sleep(60)"
     )
     start = time.monotonic()
-    found = run(tmp_path, Stage("slow", (program(code),), limit=1.5))["slow"]
+    found = run(tmp_path, Stage("slow", (program(code),), limit=5.0))["slow"]
     assert time.monotonic() - start < QUICK
     assert found.status == "timeout" and found.results == {"answer": 1}
     assert not alive(int(child.read_text()))
@@ -129,7 +129,7 @@ def test_a_process_that_does_not_want_to_end_is_ended(tmp_path, monkeypatch):
         "print('{\"pid\": %d}' % os.getpid(), flush=True)\n"
         "time.sleep(60)"
     )
-    found = run(tmp_path, Stage("deaf", (program(code),), limit=1.5))["deaf"]
+    found = run(tmp_path, Stage("deaf", (program(code),), limit=4.0))["deaf"]
     assert found.status == "timeout" and not alive(found.results["pid"])
 
 
