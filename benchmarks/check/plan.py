@@ -150,7 +150,7 @@ class Plan:
         """What is timed runs when nothing else does, but for the demo's training on two cores."""
         demo = [self._demo("cuda"), self._demo_comparison()] if self.on_gpu else []
         found = [*demo, *self._gsplat_cases(), *self._benchmarks(), self._profile()]
-        return [replace(stage, waits=(*stage.waits, *self.noise)) for stage in found]
+        return [replace(stage, uses=self.built, waits=self.noise) for stage in found]
 
     # ---- what everything stands on
 
@@ -191,8 +191,8 @@ class Plan:
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """The names of all stages that are beside others and disturb what is timed."""
-        return (*self.built, "gsplat:build", "sanitize:memcheck", "sanitize:racecheck")
+        """The names of the other stages that run beside some and disturb what is timed."""
+        return ("gsplat:build", "sanitize:memcheck", "sanitize:racecheck")
 
     # ---- tests
 
@@ -217,7 +217,8 @@ class Plan:
             needs=("machine",),
             # the other tests go last: started while something compiles, they would take the time
             # of what is waiting for that
-            waits=self.built if name == "gpu" else tuple(stage.name for stage in self._timed()),
+            waits=() if name == "gpu" else tuple(stage.name for stage in self._timed()),
+            uses=self.built,
             optional=name != "gpu",
             environment={result_lines.VARIABLE: str(results), "OMP_NUM_THREADS": "1"},
         )
@@ -233,7 +234,7 @@ class Plan:
             command += ("--data", str(self.garden))
         if not self.on_gpu:
             command += ("--count", "2000")
-        return Stage("agreement", (command,), 60.0, needs=("machine",), waits=self.built)
+        return Stage("agreement", (command,), 60.0, needs=("machine",), uses=self.built)
 
     def _demo(self, device: str) -> Stage:
         """Trains the demo and renders its held-out camera."""
@@ -254,7 +255,7 @@ class Plan:
             400.0 if device == "cpu" else 90.0,
             partial(read_demo, run),
             needs=("machine",),
-            waits=self.built,
+            uses=self.built,
             background=device == "cpu",
             absent="" if decodes else "PyAV is missing, which decodes the demo's videos: --wheels",
         )
@@ -282,7 +283,7 @@ class Plan:
             SANITIZERS[tool],
             partial(read_sanitizer, found if self.on_gpu else None),
             needs=("machine",),
-            waits=self.built,
+            uses=self.built,
             background=beside and self.on_gpu,
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             absent=absent,

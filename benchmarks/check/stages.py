@@ -3,7 +3,7 @@
 A stage is some commands, run one after the other as processes of their own, in a folder with a
 file for what they print to stdout and one for stderr. One stage runs in the foreground; those
 marked `background` run beside it. A stage that needs another runs only where that one passed; one
-that waits for others starts when they have ended, whatever came of them, and lets later stages go
+that uses or waits for others starts when they have ended, whatever came of them, and lets later stages go
 first until then. What is over its limit is ended, with all its processes, and reported.
 """
 
@@ -92,6 +92,7 @@ class Stage:
     read: Callable[[Files], dict[str, Any]] = last_object  # also of a stage that did not pass
     codes: tuple[int, ...] = (0,)  # exit codes that are no failure by themselves
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()  # goes after them, whatever came of them; chosen along with it
     waits: tuple[str, ...] = ()
     background: bool = False
     optional: bool = False  # being cut short is no fault: as much as time allows
@@ -297,14 +298,14 @@ class Schedule:
         return None
 
     def _ready(self, stage: Stage) -> bool:
-        before = {*stage.needs, *stage.waits} & self.names
+        before = {*stage.needs, *stage.uses, *stage.waits} & self.names
         return before <= self.outcomes.keys()
 
 
 def select(
     stages: Sequence[Stage], only: Iterable[str] = (), skip: Iterable[str] = ()
 ) -> list[Stage]:
-    """Those of the stages that are named, and what they need; `bench` is all of `bench:...`.
+    """The stages that are named, and what they need or use; `bench` is all of `bench:...`.
 
     What is skipped is taken for done by those that need it.
 
@@ -317,7 +318,8 @@ def select(
             raise ValueError(f"there is no stage {name}; --list shows them")
     chosen = {s.name for s in stages if not only or any(_fits(s.name, name) for name in only)}
     while True:
-        needed = {name for s in stages if s.name in chosen for name in s.needs} - chosen
+        along = (name for s in stages if s.name in chosen for name in (*s.needs, *s.uses))
+        needed = {*along} - chosen
         if not needed:
             break
         chosen |= needed

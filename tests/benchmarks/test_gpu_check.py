@@ -202,9 +202,11 @@ def test_what_needs_a_failure_is_not_done_and_what_waits_for_it_is(tmp_path):
         Stage("needs", (SAYS_ONE,), needs=("bad",)),
         Stage("further", (SAYS_ONE,), needs=("needs",)),
         Stage("waits", (SAYS_ONE,), waits=("bad",)),
+        Stage("uses", (SAYS_ONE,), uses=("bad",)),
     )
-    statuses = [found[name].status for name in ("bad", "needs", "further", "waits")]
-    assert statuses == ["failed", "not done", "not done", "passed"]
+    statuses = [found[name].status for name in ("bad", "needs", "further", "waits", "uses")]
+    assert statuses == ["failed", "not done", "not done", "passed", "passed"]
+    assert list(found)[0] == "bad"
     assert found["needs"].reason == "needs bad: failed"
 
 
@@ -468,7 +470,7 @@ def test_stages_have_names_of_their_own_and_know_each_other(device):
     known = set(names(found))
     assert len(known) == len(found)
     for stage in found:
-        assert {*stage.needs, *stage.waits} <= known, stage.name
+        assert {*stage.needs, *stage.uses, *stage.waits} <= known, stage.name
         assert stage.commands or stage.name == "demo:comparison"
 
 
@@ -542,8 +544,15 @@ def test_what_is_timed_waits_for_what_runs_beside_it():
     beside = {n for n, s in found.items() if s.background and n != "demo:cpu"}
     timed = [n for n in found if n.startswith(("bench:", "gsplat:n3v", "gsplat:garden"))]
     for name in [*timed, "profile", "demo:cuda"]:
-        assert beside <= set(found[name].waits), name
+        assert beside <= {*found[name].uses, *found[name].waits}, name
     assert set(timed) <= set(found["tests:rest"].waits)
+
+
+def test_what_is_chosen_is_built_as_well():
+    for name in ("bench:hexplane", "tests:gpu", "sanitize:memcheck", "agreement", "demo:cuda"):
+        chosen = names(stages.select(planned(), [name]))
+        assert chosen[0] == "machine" and "build:hexplane-encoder" in chosen, name
+        assert "gsplat:build" not in chosen
 
 
 def test_the_wheels_that_were_installed_are_a_stage(tmp_path):
