@@ -3,8 +3,8 @@
 A stage is some commands, run one after the other as processes of their own, in a folder with a
 file for what they print to stdout and one for stderr. One stage runs in the foreground; those
 marked `background` run beside it. A stage that needs another runs only where that one passed; one
-that uses or waits for others starts when they have ended, whatever came of them, and lets later stages go
-first until then. What is over its limit is ended, with all its processes, and reported.
+that uses or waits for others starts when they have ended, whatever came of them, and lets later
+stages go first until then. What is over its limit is ended, with all its processes, and reported.
 """
 
 from __future__ import annotations
