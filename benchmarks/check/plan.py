@@ -336,7 +336,7 @@ class Plan:
         return Stage(
             f"bench:{name}",
             (self._script(benchmark.script, *arguments, *tiny),),
-            60.0,
+            60.0 if self.on_gpu else 180.0,  # a CPU takes long over the plain PyTorch twins
             needs=("machine",),
             absent=missing or (self._no_garden() if benchmark.garden else ""),
             absent_status=FAILED if missing else NOT_DONE,

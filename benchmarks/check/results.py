@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.check import result_lines
 from benchmarks.check.stages import BAD, CheckFailed, Files, Outcome, files_of, last_object
-from benchmarks.compare import measurements
+from benchmarks.compare import is_ours, measurements
 
 LARGEST_LOG = 2**20  # bytes of a stage in logs.txt
 PSNR_TOLERANCE = 0.1  # dB between a demo trained on the CPU and one on a GPU
@@ -155,8 +155,8 @@ def _words(group: str, found: dict[str, Any]) -> str:
     if group == "profile":
         longest = found["kernels"][0]
         return f"{found['total_us']} us; longest {longest['us']} us {longest['name'][:40]}"
-    shown = list(measurements(found).items())[:SHOWN]
-    return ", ".join(f"{label} {value:g}" for label, value in shown)
+    ours = [(label, value) for label, value in measurements(found).items() if is_ours(label)]
+    return ", ".join(f"{label} {value:g}" for label, value in ours[:SHOWN])
 
 
 class Report:
