@@ -1,0 +1,1 @@
+"""Measurements: a program for each claim, JSON out; what several share stands in modules here."""

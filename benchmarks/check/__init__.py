@@ -1,0 +1,1 @@
+"""The machinery of `benchmarks/gpu_check.py`."""
