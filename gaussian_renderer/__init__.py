@@ -14,12 +14,12 @@ from scene.cameras import Camera
 
 
 class Gaussians(Protocol):
-    """Activated Gaussians, as `scene.mixture.Splats`."""
+    """Gaussians before their activations, as `scene.mixture.Splats`."""
 
     means: Tensor  # (N, 3)
-    scales: Tensor  # (N, 3)
-    rotations: Tensor  # (N, 4)
-    opacities: Tensor  # (N, 1)
+    log_scales: Tensor  # (N, 3)
+    quaternions: Tensor  # (N, 4) wxyz, of any length
+    opacity_logits: Tensor  # (N, 1)
     sh: Tensor  # (N, M, 3)
 
 
@@ -62,10 +62,11 @@ def render(
     views, projections, centres, tangents = (torch.stack(values) for values in copies)
     out = rasterize(
         gaussians.means[None],
-        gaussians.opacities[None],
+        gaussians.opacity_logits[None],
         shs=gaussians.sh[None],
-        scales=gaussians.scales[None],
-        rotations=gaussians.rotations[None],
+        scales=gaussians.log_scales[None],
+        rotations=gaussians.quaternions[None],
+        raw=True,
         viewmatrices=views,
         projmatrices=projections,
         camposs=centres,

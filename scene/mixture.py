@@ -23,13 +23,28 @@ WORTH_SKIPPING = 0.9  # share of the Gaussians above which picking them out cost
 
 @dataclass(frozen=True)
 class Splats:
-    """Activated Gaussians at one time, ready for the rasteriser."""
+    """Gaussians at one time, as the rasteriser takes them: it applies the activations itself."""
 
     means: Tensor  # (N, 3) world units
-    scales: Tensor  # (N, 3) standard deviations, world units
-    rotations: Tensor  # (N, 4) unit quaternions wxyz
-    opacities: Tensor  # (N, 1) in (0, 1)
+    log_scales: Tensor  # (N, 3)
+    quaternions: Tensor  # (N, 4) wxyz, of any length
+    opacity_logits: Tensor  # (N, 1)
     sh: Tensor  # (N, M, 3)
+
+    @property
+    def scales(self) -> Tensor:
+        """(N, 3) standard deviations, world units."""
+        return self.log_scales.exp()
+
+    @property
+    def rotations(self) -> Tensor:
+        """(N, 4) unit quaternions wxyz."""
+        return F.normalize(self.quaternions, dim=-1)
+
+    @property
+    def opacities(self) -> Tensor:
+        """(N, 1) in (0, 1)."""
+        return self.opacity_logits.sigmoid()
 
 
 def blend(canonical: Tensor, deltas: list[Tensor | None], gates: Tensor) -> Tensor:
@@ -172,10 +187,10 @@ class MoDE(nn.Module):
         """
         canonical = self.gaussians.canonical()
         if stage == "coarse" or not self.experts:
-            return activate(raw_attributes(canonical))
+            return splats_of(raw_attributes(canonical))
         moment = Moment(time, iteration, camera_index)
         warming_up = self.warming_up(iteration, stage)
-        return activate(self.mix(canonical, moment, warming_up=warming_up))
+        return splats_of(self.mix(canonical, moment, warming_up=warming_up))
 
     def mix(self, canonical: Canonical, moment: Moment, *, warming_up: bool = False) -> RawSplats:
         """The raw attributes after the blended deformation of all experts."""
@@ -300,12 +315,6 @@ def raw_attributes(canonical: Canonical) -> RawSplats:
     }
 
 
-def activate(raw: RawSplats) -> Splats:
-    """Applies the activations: exp, normalise, sigmoid."""
-    return Splats(
-        means=raw["xyz"],
-        scales=raw["log_scale"].exp(),
-        rotations=F.normalize(raw["rotation"], dim=-1),
-        opacities=raw["opacity"].sigmoid(),
-        sh=raw["sh"],
-    )
+def splats_of(raw: RawSplats) -> Splats:
+    """The attributes by the names that a renderer knows them by."""
+    return Splats(raw["xyz"], raw["log_scale"], raw["rotation"], raw["opacity"], raw["sh"])

@@ -191,7 +191,8 @@ class Trainer:
         loss.backward()
         self.checks.gradients(where, self.optimizer, shots)
         if iteration <= self.density.until:
-            self.density.observe([s.output for s in shots], [s.splats.opacities for s in shots])
+            opacities = [shot.splats.opacities.detach() for shot in shots]
+            self.density.observe([shot.output for shot in shots], opacities)
         self.optimizer.step(self.checks.failed)
         if self._reads(iteration):
             self.checks.read()

@@ -241,9 +241,9 @@ def blob_centre(camera: Camera, point: np.ndarray) -> np.ndarray:
     """Centroid (x, y) in pixels of one small Gaussian at ``point``, as it is rendered."""
     gaussian = SimpleNamespace(
         means=torch.tensor(point, dtype=torch.float32)[None],
-        scales=torch.full((1, 3), 0.1),
-        rotations=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
-        opacities=torch.ones(1, 1),
+        log_scales=torch.full((1, 3), 0.1).log(),
+        quaternions=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        opacity_logits=torch.full((1, 1), 20.0),
         sh=torch.ones(1, 1, 3),
     )
     alpha = render([camera], gaussian, torch.zeros(3), 0).alpha[0, 0]
