@@ -1,0 +1,379 @@
+// Rows pass through a chain of ring buffers that stay in a core's cache: a row of the images is
+// blurred along the row into ring A; when A holds a window, its middle row is blurred along the
+// columns and compared; the derivatives are blurred along the row into ring B; and when B holds a
+// window, its middle row of the gradient is complete. A strip thus recomputes 2 * kRadius rows
+// beyond each of its ends, and memory is read and written once.
+#include "photometric_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "parallel.h"
+
+// The rows that a loop reads and writes never overlap.
+#if defined(__clang__)
+#define PHOTOMETRIC_LOOP _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define PHOTOMETRIC_LOOP _Pragma("GCC ivdep")
+#else
+#define PHOTOMETRIC_LOOP
+#endif
+
+namespace photometric {
+namespace {
+
+constexpr int kPad = 16;         // zeros on either side of a row: at least kRadius, keeps it aligned
+constexpr int kLeastRows = 32;   // of a strip
+constexpr int kTasksPerThread = 8;
+constexpr int kLanes = 8;        // independent sums of a row, in double
+
+// Rows of a width with zeros around them, which nobody writes.
+template <typename T>
+class Rows {
+ public:
+  Rows(int count, int width)
+      : stride_((width + kPad - 1) / kPad * kPad + 2 * kPad),
+        memory_(std::size_t(count) * stride_ + kAlign / sizeof(T), T(0)) {
+    const std::size_t odd = reinterpret_cast<std::uintptr_t>(memory_.data()) % kAlign;
+    first_ = memory_.data() + (odd == 0 ? 0 : (kAlign - odd) / sizeof(T)) + kPad;
+  }
+  Rows(const Rows&) = delete;
+
+  T* operator[](int row) { return first_ + std::ptrdiff_t(row) * stride_; }
+
+ private:
+  static constexpr std::size_t kAlign = 64;
+  std::ptrdiff_t stride_;
+  std::vector<T> memory_;
+  T* first_;
+};
+
+// ------------------------------------------------------------------------------- loops over a row
+
+template <typename T, int Stride>
+void convert(const unsigned char* from, std::ptrdiff_t stride, int width, T* __restrict to) {
+  const std::ptrdiff_t step = Stride == 0 ? stride : Stride;  // known strides become SIMD
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) to[i] = unit_range<T>(from[i * step]);
+}
+
+template <typename T>
+void load_target(const Inputs<T>& in, std::int64_t plane, int row, T* to) {
+  const std::int64_t offset = in.target_row(plane, row), stride = in.stride[3];
+  if (in.bytes) {
+    const unsigned char* from = static_cast<const unsigned char*>(in.targets) + offset;
+    const auto routine = stride == 1   ? convert<T, 1>
+                         : stride == 3 ? convert<T, 3>
+                                       : convert<T, 0>;
+    routine(from, stride, in.width, to);
+    return;
+  }
+  const T* from = static_cast<const T*>(in.targets) + offset;
+  for (int i = 0; i < in.width; ++i) to[i] = from[i * stride];
+}
+
+// Masked pixels have the image's own value in both.
+template <typename T>
+void load(const Inputs<T>& in, std::int64_t plane, int row, T* __restrict x, T* __restrict y) {
+  std::memcpy(x, in.images + in.image_row(plane, row), sizeof(T) * in.width);
+  load_target(in, plane, row, y);
+  if (in.mask == nullptr) return;
+  const unsigned char* mask = in.mask + in.mask_row(plane, row);
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < in.width; ++i) y[i] = mask[i] != 0 ? y[i] : x[i];
+}
+
+template <typename T>
+void multiply(const T* x, const T* y, int width, T* __restrict xy, T* __restrict squares) {
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) {
+    xy[i] = x[i] * y[i];
+    squares[i] = x[i] * x[i] + y[i] * y[i];
+  }
+}
+
+template <typename T>
+void blur_along(const T* row, int width, T* __restrict out) {
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) out[i] = blur<T>(Line<T>{row + i, 1});
+}
+
+// kTaps rows above each other, at one column.
+template <typename T>
+struct Column {
+  const T* const* rows;
+  int i;
+  T operator()(int k) const { return rows[kRadius + k][i]; }
+};
+
+template <typename T>
+void blur_across(const T* const* rows, int width, T* __restrict out) {
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) out[i] = blur<T>(Column<T>{rows, i});
+}
+
+// The blurred maps of a row in `maps`; the slopes may be null: not wanted.
+template <typename T>
+void compare(Rows<T>& maps, int width, T* __restrict value, Rows<T>* slopes) {
+  const T *m = maps[0], *n = maps[1], *p = maps[2], *q = maps[3];
+  if (slopes == nullptr) {
+    PHOTOMETRIC_LOOP
+    for (int i = 0; i < width; ++i) value[i] = similarity(m[i], n[i], p[i], q[i]).value;
+    return;
+  }
+  T *__restrict by_p = (*slopes)[0], *__restrict by_q = (*slopes)[1], *__restrict by_m = (*slopes)[2];
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) {
+    const Similarity<T> s = similarity(m[i], n[i], p[i], q[i]);
+    value[i] = s.value;
+    by_p[i] = s.by_p;
+    by_q[i] = s.by_q;
+    by_m[i] = s.by_m;
+  }
+}
+
+template <typename T>
+void combine(const T* x, const T* y, Rows<T>& slopes, int width, T* __restrict out) {
+  const T *by_p = slopes[0], *by_q = slopes[1], *by_m = slopes[2];
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) out[i] = similarity_slope(x[i], y[i], by_p[i], by_q[i], by_m[i]);
+}
+
+// Sum of at(i) over a row, in double and in a fixed order.
+template <typename At>
+double sum_row(int width, const At& at) {
+  double lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += at(i + lane);
+  }
+  double sum = 0;
+  for (; i < width; ++i) sum += at(i);
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+template <typename T>
+double sum_errors(const T* x, const T* y, int width, Error kind) {
+  if (kind == Error::kSquared) {
+    return sum_row(width, [=](int i) { return double(error_of(x[i], y[i], Error::kSquared)); });
+  }
+  return sum_row(width, [=](int i) { return double(error_of(x[i], y[i], Error::kAbsolute)); });
+}
+
+// ------------------------------------------------------------------------------------ the pipeline
+
+// Sums of rows, (B * C * H) each; null: not wanted.
+struct RowSums {
+  double *ssim, *error;
+};
+
+// The chain of buffers of one thread.
+template <typename T>
+class Pipeline {
+ public:
+  Pipeline(const Inputs<T>& in, Error kind, const RowSums& sums, T* slope)
+      : in_(in), kind_(kind), sums_(sums), slope_(slope), width_(in.width),
+        x_(kTaps, width_), y_(kTaps, width_), products_(2, width_), a_(kTaps * kMaps, width_),
+        maps_(kMaps, width_), value_(1, width_), slopes_(kSlopes, slope ? width_ : 0),
+        b_(slope ? kTaps * kSlopes : 0, width_), zero_(1, width_) {}
+
+  // Rows [first, last) of a plane.
+  void run(std::int64_t plane, int first, int last) {
+    const int reach = slope_ == nullptr ? 0 : kRadius;
+    for (int i = first - reach - kRadius; i < last + reach + kRadius; ++i) {
+      if (is_row(i)) take(plane, i, i >= first && i < last);
+      const int compared = i - kRadius;
+      if (is_row(compared) && compared >= first - reach) {
+        compare_row(plane, compared, compared >= first && compared < last);
+      }
+      const int done = i - 2 * kRadius;
+      if (slope_ != nullptr && done >= first) finish_row(plane, done);
+    }
+  }
+
+ private:
+  bool is_row(int row) const { return row >= 0 && row < in_.height; }
+  static int slot(int row) { return row % kTaps; }
+
+  // Row `row` of the images, blurred along itself, into ring A.
+  void take(std::int64_t plane, int row, bool own) {
+    const int at = slot(row);
+    T *x = x_[at], *y = y_[at];
+    load(in_, plane, row, x, y);
+    if (own && sums_.error != nullptr) {
+      sums_.error[plane * in_.height + row] = sum_errors(x, y, width_, kind_);
+    }
+    multiply(x, y, width_, products_[0], products_[1]);
+    const T* sources[kMaps] = {x, y, products_[0], products_[1]};
+    for (int map = 0; map < kMaps; ++map) {
+      blur_along(sources[map], width_, a_[at * kMaps + map]);
+    }
+  }
+
+  void compare_row(std::int64_t plane, int row, bool own) {
+    for (int map = 0; map < kMaps; ++map) blur_ring(a_, kMaps, map, row, maps_[map]);
+    compare(maps_, width_, value_[0], slope_ == nullptr ? nullptr : &slopes_);
+    if (own) {
+      const T* value = value_[0];
+      sums_.ssim[plane * in_.height + row] =
+          sum_row(width_, [=](int i) { return double(value[i]); });
+    }
+    if (slope_ == nullptr) return;
+    for (int map = 0; map < kSlopes; ++map) {
+      blur_along(slopes_[map], width_, b_[slot(row) * kSlopes + map]);
+    }
+  }
+
+  void finish_row(std::int64_t plane, int row) {
+    for (int map = 0; map < kSlopes; ++map) blur_ring(b_, kSlopes, map, row, maps_[map]);
+    combine(x_[slot(row)], y_[slot(row)], maps_, width_, slope_ + in_.image_row(plane, row));
+  }
+
+  // The window across the rows around `row`, zeros beyond the image.
+  void blur_ring(Rows<T>& ring, int maps, int map, int row, T* out) {
+    const T* rows[kTaps];
+    for (int k = 0; k < kTaps; ++k) {
+      const int at = row + k - kRadius;
+      rows[k] = is_row(at) ? ring[slot(at) * maps + map] : zero_[0];
+    }
+    blur_across(rows, width_, out);
+  }
+
+  const Inputs<T>& in_;
+  const Error kind_;
+  const RowSums sums_;
+  T* const slope_;
+  const int width_;
+  Rows<T> x_, y_, products_, a_, maps_, value_, slopes_, b_, zero_;
+};
+
+// Strips of rows, each of one plane.
+struct Strips {
+  int height, rows, per_plane;
+  std::int64_t count;
+
+  Strips(std::int64_t planes, int height, int threads) : height(height) {
+    const std::int64_t wanted = threads == 1 ? 1 : std::int64_t(threads) * kTasksPerThread;
+    const std::int64_t pieces = (wanted + planes - 1) / planes;
+    rows = std::max<int>(kLeastRows, int((height + pieces - 1) / pieces));
+    per_plane = (height + rows - 1) / rows;
+    count = planes * per_plane;
+  }
+
+  int workers(int threads) const { return int(std::min<std::int64_t>(threads, count)); }
+
+  // Calls body(worker, plane, first row, last row) for each, on a thread for each worker.
+  template <typename Body>
+  void run(int workers, const Body& body) const {
+    Tasks tasks(count);
+    run_threads(workers, [&](int worker) {
+      for (std::int64_t task; tasks.next(task);) {
+        const int first = int(task % per_plane) * rows;
+        body(worker, task / per_plane, first, std::min(first + rows, height));
+      }
+    });
+  }
+};
+
+double mean(const std::vector<double>& rows, std::int64_t count) {
+  double sum = 0;
+  for (double row : rows) sum += row;
+  return sum / double(count);
+}
+
+// The error alone needs no windows.
+template <typename T>
+void sum_error_rows(const Inputs<T>& in, Error kind, const Strips& strips, int threads, double* sums) {
+  const int workers = strips.workers(threads);
+  Rows<T> x(workers, in.width), y(workers, in.width);
+  strips.run(workers, [&](int worker, std::int64_t plane, int first, int last) {
+    for (int row = first; row < last; ++row) {
+      load(in, plane, row, x[worker], y[worker]);
+      sums[plane * in.height + row] = sum_errors(x[worker], y[worker], in.width, kind);
+    }
+  });
+}
+
+template <typename T>
+void run_pipelines(const Inputs<T>& in, Error kind, const Strips& strips, int threads,
+                   const RowSums& sums, T* slope) {
+  std::vector<std::unique_ptr<Pipeline<T>>> pipelines(strips.workers(threads));
+  for (auto& pipeline : pipelines) pipeline = std::make_unique<Pipeline<T>>(in, kind, sums, slope);
+  strips.run(int(pipelines.size()), [&](int worker, std::int64_t plane, int first, int last) {
+    pipelines[worker]->run(plane, first, last);
+  });
+}
+
+// One row of the gradient by the images.
+template <typename T>
+void weigh(const T* x, const T* y, const T* slope, Error kind, T of_ssim, T of_error, int width,
+           T* __restrict out) {
+  if (kind == Error::kNone) {
+    PHOTOMETRIC_LOOP
+    for (int i = 0; i < width; ++i) out[i] = of_ssim * slope[i];
+  } else if (slope == nullptr) {
+    PHOTOMETRIC_LOOP
+    for (int i = 0; i < width; ++i) out[i] = of_error * error_slope(x[i], y[i], kind);
+  } else {
+    PHOTOMETRIC_LOOP
+    for (int i = 0; i < width; ++i) {
+      out[i] = of_ssim * slope[i] + of_error * error_slope(x[i], y[i], kind);
+    }
+  }
+}
+
+template <typename T>
+void clear_masked(const unsigned char* mask, int width, T* out) {
+  PHOTOMETRIC_LOOP
+  for (int i = 0; i < width; ++i) out[i] = mask[i] != 0 ? out[i] : T(0);
+}
+
+}  // namespace
+
+template <typename T>
+void forward(const Inputs<T>& in, Error kind, int threads, T* ssim, T* error, T* slope) {
+  const std::int64_t rows = in.planes() * in.height;
+  std::vector<double> ssim_rows(ssim ? rows : 0), error_rows(kind == Error::kNone ? 0 : rows);
+  const RowSums sums{ssim ? ssim_rows.data() : nullptr,
+                     kind == Error::kNone ? nullptr : error_rows.data()};
+  const Strips strips(in.planes(), in.height, threads);
+  if (ssim != nullptr) {
+    run_pipelines(in, kind, strips, threads, sums, slope);
+    *ssim = T(mean(ssim_rows, in.count()));
+  } else if (sums.error != nullptr) {
+    sum_error_rows(in, kind, strips, threads, sums.error);
+  }
+  if (sums.error != nullptr) *error = T(mean(error_rows, in.count()));
+}
+
+template <typename T>
+void backward(const Inputs<T>& in, Error kind, int threads, const T* slope,
+              const Upstream& upstream, T* gradient) {
+  const T of_ssim = T(upstream.ssim / double(in.count()));
+  const T of_error = T(upstream.error / double(in.count()));
+  const Strips strips(in.planes(), in.height, threads);
+  const int workers = strips.workers(threads);
+  Rows<T> x(workers, in.width), y(workers, in.width);
+  strips.run(workers, [&](int worker, std::int64_t plane, int first, int last) {
+    for (int row = first; row < last; ++row) {
+      const std::int64_t at = in.image_row(plane, row);
+      if (kind != Error::kNone) load(in, plane, row, x[worker], y[worker]);
+      weigh(x[worker], y[worker], slope == nullptr ? nullptr : slope + at, kind, of_ssim, of_error,
+            in.width, gradient + at);
+      if (in.mask != nullptr) {
+        clear_masked(in.mask + in.mask_row(plane, row), in.width, gradient + at);
+      }
+    }
+  });
+}
+
+#define PHOTOMETRIC_INSTANTIATE(T)                                                 \
+  template void forward(const Inputs<T>&, Error, int, T*, T*, T*);                 \
+  template void backward(const Inputs<T>&, Error, int, const T*, const Upstream&, T*);
+PHOTOMETRIC_INSTANTIATE(float)
+PHOTOMETRIC_INSTANTIATE(double)
+
+}  // namespace photometric
