@@ -65,7 +65,8 @@ def compare(
     if threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {threads}")
     arguments.check(images, targets, mask, ssim, error)
-    call = _Call(ssim, arguments.ERRORS.index(error), threads)
+    differentiable = images.requires_grad and torch.is_grad_enabled()
+    call = _Call(ssim, arguments.ERRORS.index(error), differentiable, threads)
     mask = None if mask is None else mask.contiguous()
     return Comparison(*_Compare.apply(call, images.contiguous(), targets, mask))
 
@@ -76,6 +77,7 @@ class _Call:
 
     ssim: bool
     error_kind: int  # photometric::Error
+    differentiable: bool
     threads: int
 
 
@@ -89,7 +91,7 @@ class _Compare(torch.autograd.Function):
             images.new_empty(()) if wanted else None for wanted in (call.ssim, call.error_kind)
         ]
         slopes = None
-        if call.ssim and ctx.needs_input_grad[1]:
+        if call.ssim and call.differentiable:
             slopes = images.new_empty((1 if gpu is None else _SLOPES, *images.shape))
         if gpu is None:
             _forward_cpu(call, images.detach(), targets, mask, scalars, slopes)

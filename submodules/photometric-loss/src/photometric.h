@@ -76,9 +76,9 @@ struct Line {
 template <typename T, typename At>
 PHOTOMETRIC_HD T blur(const At& at) {
   T sum = weight<T>(0) * at(0);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #pragma GCC unroll 5
 #endif
   for (int k = 1; k <= kRadius; ++k) sum += weight<T>(k) * (at(-k) + at(k));
