@@ -12,6 +12,7 @@ import torch
 
 import diff_gaussian_rasterization
 import hexplane_encoder
+import photometric_loss
 from arguments_MoDE.cli import TrainingArguments, parse_training
 from arguments_MoDE.config import Config
 from arguments_MoDE.saved import first_difference, load_config, save_config
@@ -33,7 +34,8 @@ def build_model(scene: Scene, config: Config) -> MoDE:
     return MoDE(gaussians, config, facts)
 
 
-NATIVE = (diff_gaussian_rasterization, hexplane_encoder)  # what an iteration cannot do without
+# what an iteration cannot do without
+NATIVE = (diff_gaussian_rasterization, hexplane_encoder, photometric_loss)
 
 
 def choose_device(name: str) -> str:

@@ -84,7 +84,18 @@ def test_any_number_of_images_and_channels(batch, channels):
     assert_close(results(compare, *inputs), results(reference.compare, *inputs))
 
 
-SIZES = [(1, 1), (1, 20), (20, 1), (5, 5), (6, 40), (11, 11), (16, 32), (17, 33), (15, 31), (90, 70)]
+SIZES = [
+    (1, 1),
+    (1, 20),
+    (20, 1),
+    (5, 5),
+    (6, 40),
+    (11, 11),
+    (16, 32),
+    (17, 33),
+    (15, 31),
+    (90, 70),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -93,13 +104,17 @@ def test_sizes_around_the_window_and_the_tiles(size):
     assert_close(results(compare, *inputs), results(reference.compare, *inputs))
 
 
-@pytest.mark.parametrize("options", [{"ssim": False}, {"error": None}, {"ssim": False, "error": "l2"}])
+@pytest.mark.parametrize(
+    "options", [{"ssim": False}, {"error": None}, {"ssim": False, "error": "l2"}]
+)
 def test_only_what_is_asked_for(options):
     inputs = make_pair(2, 3, 21, 45)
     found = compare(*inputs, **options)
     assert (found.ssim is None) == ("ssim" in options)
     assert (found.error is None) == ("error" in options and options["error"] is None)
-    assert_close(results(compare, *inputs, **options), results(reference.compare, *inputs, **options))
+    assert_close(
+        results(compare, *inputs, **options), results(reference.compare, *inputs, **options)
+    )
 
 
 @pytest.mark.parametrize("error", ["l1", "l2"])
@@ -139,7 +154,9 @@ def test_bytes_and_floats_have_the_same_bits(masked):
     images, targets, mask = make_pair(2, 3, 33, 50)
     mask = mask if masked else None
     floats = targets.float() / 255
-    assert_same_bits(results(compare, images, targets, mask), results(compare, images, floats, mask))
+    assert_same_bits(
+        results(compare, images, targets, mask), results(compare, images, floats, mask)
+    )
 
 
 def test_all_levels_of_a_byte_are_its_value_over_255():
