@@ -261,8 +261,20 @@ void clear_fibers(std::size_t most) {
   fibers.clear();
 }
 
+// Blocks use the same stacks one after the other, which ThreadSanitizer would call a race between
+// their threads: memory that is mapped anew has no past.
+void renew_stacks() {
+  Machine& m = machine;
+  if (!__tsan_create_fiber) return;
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+  if (mmap(m.stacks, kStack * m.count, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) {
+    throw std::runtime_error("no memory for the stacks of the emulation");
+  }
+}
+
 void start_block(dim3 grid, dim3 block, uint3 at) {
   Machine& m = machine;
+  renew_stacks();
   m.waiting = m.done = m.generation = 0;
   m.sums[0] = m.sums[1] = 0;
   for (unsigned i = 0; i < m.count; ++i) {
