@@ -28,6 +28,8 @@ constexpr int kPad = 16;         // zeros on either side of a row: at least kRad
 constexpr int kLeastRows = 32;   // of a strip
 constexpr int kTasksPerThread = 8;
 constexpr int kLanes = 8;        // independent sums of a row, in double
+constexpr int kStep = 4;         // rows that are blurred across at once: they share what they read
+constexpr int kRing = kTaps + kStep - 1;  // rows that a ring buffer holds
 
 // Rows of a width with zeros around them, which nobody writes.
 template <typename T>
@@ -108,16 +110,21 @@ struct Column {
   T operator()(int k) const { return rows[kRadius + k][i]; }
 };
 
+// The window across kRing rows: kStep rows.
 template <typename T>
-void blur_across(const T* const* rows, int width, T* __restrict out) {
+void blur_across(const T* const* rows, int width, T* const* out) {
   PHOTOMETRIC_LOOP
-  for (int i = 0; i < width; ++i) out[i] = blur<T>(Column<T>{rows, i});
+  for (int i = 0; i < width; ++i) {
+    T values[kStep];
+    for (int step = 0; step < kStep; ++step) values[step] = blur<T>(Column<T>{rows + step, i});
+    for (int step = 0; step < kStep; ++step) out[step][i] = values[step];
+  }
 }
 
-// The blurred maps of a row in `maps`; the slopes may be null: not wanted.
+// The four blurred maps of a row; the slopes may be null: not wanted.
 template <typename T>
-void compare(Rows<T>& maps, int width, T* __restrict value, Rows<T>* slopes) {
-  const T *m = maps[0], *n = maps[1], *p = maps[2], *q = maps[3];
+void compare(const T* m, const T* n, const T* p, const T* q, int width, T* __restrict value,
+             Rows<T>* slopes) {
   if (slopes == nullptr) {
     PHOTOMETRIC_LOOP
     for (int i = 0; i < width; ++i) value[i] = similarity(m[i], n[i], p[i], q[i]).value;
@@ -135,8 +142,8 @@ void compare(Rows<T>& maps, int width, T* __restrict value, Rows<T>* slopes) {
 }
 
 template <typename T>
-void combine(const T* x, const T* y, Rows<T>& slopes, int width, T* __restrict out) {
-  const T *by_p = slopes[0], *by_q = slopes[1], *by_m = slopes[2];
+void combine(const T* x, const T* y, const T* by_p, const T* by_q, const T* by_m, int width,
+             T* __restrict out) {
   PHOTOMETRIC_LOOP
   for (int i = 0; i < width; ++i) out[i] = similarity_slope(x[i], y[i], by_p[i], by_q[i], by_m[i]);
 }
@@ -176,27 +183,36 @@ class Pipeline {
  public:
   Pipeline(const Inputs<T>& in, Error kind, const RowSums& sums, T* slope)
       : in_(in), kind_(kind), sums_(sums), slope_(slope), width_(in.width),
-        x_(kTaps, width_), y_(kTaps, width_), products_(2, width_), a_(kTaps * kMaps, width_),
-        maps_(kMaps, width_), value_(1, width_), slopes_(kSlopes, slope ? width_ : 0),
-        b_(slope ? kTaps * kSlopes : 0, width_), zero_(1, width_) {}
+        x_(kRing, width_), y_(kRing, width_), products_(2, width_), a_(kRing * kMaps, width_),
+        maps_(kStep * kMaps, width_), value_(1, width_), slopes_(kSlopes, slope ? width_ : 0),
+        b_(slope ? kRing * kSlopes : 0, width_), zero_(1, width_) {}
 
   // Rows [first, last) of a plane.
   void run(std::int64_t plane, int first, int last) {
-    const int reach = slope_ == nullptr ? 0 : kRadius;
-    for (int i = first - reach - kRadius; i < last + reach + kRadius; ++i) {
-      if (is_row(i)) take(plane, i, i >= first && i < last);
-      const int compared = i - kRadius;
-      if (is_row(compared) && compared >= first - reach) {
-        compare_row(plane, compared, compared >= first && compared < last);
+    const int reach = slope_ == nullptr ? 0 : kRadius;  // rows beyond that must be compared
+    const Range own{first, last}, compared = within({first - reach, last + reach});
+    const Range taken = within({compared.first - kRadius, compared.last + kRadius});
+    for (int i = first - reach - kRadius; i < last + reach + kRadius; i += kStep) {
+      for (int row = i; row < i + kStep; ++row) {
+        if (taken.has(row)) take(plane, row, own.has(row));
       }
-      const int done = i - 2 * kRadius;
-      if (slope_ != nullptr && done >= first) finish_row(plane, done);
+      compare_rows(plane, i - kRadius, compared, own);
+      if (slope_ != nullptr) finish_rows(plane, i - 2 * kRadius, own);
     }
   }
 
  private:
-  bool is_row(int row) const { return row >= 0 && row < in_.height; }
-  static int slot(int row) { return row % kTaps; }
+  // Rows [first, last).
+  struct Range {
+    int first, last;
+    bool has(int row) const { return row >= first && row < last; }
+    bool meets(int row) const { return row + kStep > first && row < last; }  // kStep rows from `row`
+  };
+
+  Range within(Range rows) const {
+    return {std::max(rows.first, 0), std::min(rows.last, in_.height)};
+  }
+  static int slot(int row) { return row % kRing; }
 
   // Row `row` of the images, blurred along itself, into ring A.
   void take(std::int64_t plane, int row, bool own) {
@@ -213,32 +229,50 @@ class Pipeline {
     }
   }
 
-  void compare_row(std::int64_t plane, int row, bool own) {
-    for (int map = 0; map < kMaps; ++map) blur_ring(a_, kMaps, map, row, maps_[map]);
-    compare(maps_, width_, value_[0], slope_ == nullptr ? nullptr : &slopes_);
-    if (own) {
-      const T* value = value_[0];
-      sums_.ssim[plane * in_.height + row] =
-          sum_row(width_, [=](int i) { return double(value[i]); });
-    }
-    if (slope_ == nullptr) return;
-    for (int map = 0; map < kSlopes; ++map) {
-      blur_along(slopes_[map], width_, b_[slot(row) * kSlopes + map]);
+  // Those of the kStep rows from `row` that are in `compared`; and their slopes into ring B.
+  void compare_rows(std::int64_t plane, int row, Range compared, Range own) {
+    if (!compared.meets(row)) return;
+    for (int map = 0; map < kMaps; ++map) blur_ring(a_, kMaps, map, row);
+    for (int step = 0; step < kStep; ++step, ++row) {
+      if (!compared.has(row)) continue;
+      compare(map_of(step, 0), map_of(step, 1), map_of(step, 2), map_of(step, 3), width_, value_[0],
+              slope_ == nullptr ? nullptr : &slopes_);
+      if (own.has(row)) {
+        const T* value = value_[0];
+        sums_.ssim[plane * in_.height + row] =
+            sum_row(width_, [=](int i) { return double(value[i]); });
+      }
+      if (slope_ == nullptr) continue;
+      for (int map = 0; map < kSlopes; ++map) {
+        blur_along(slopes_[map], width_, b_[slot(row) * kSlopes + map]);
+      }
     }
   }
 
-  void finish_row(std::int64_t plane, int row) {
-    for (int map = 0; map < kSlopes; ++map) blur_ring(b_, kSlopes, map, row, maps_[map]);
-    combine(x_[slot(row)], y_[slot(row)], maps_, width_, slope_ + in_.image_row(plane, row));
+  void finish_rows(std::int64_t plane, int row, Range own) {
+    if (!own.meets(row)) return;
+    for (int map = 0; map < kSlopes; ++map) blur_ring(b_, kSlopes, map, row);
+    for (int step = 0; step < kStep; ++step, ++row) {
+      if (!own.has(row)) continue;
+      combine(x_[slot(row)], y_[slot(row)], map_of(step, 0), map_of(step, 1), map_of(step, 2), width_,
+              slope_ + in_.image_row(plane, row));
+    }
   }
 
-  // The window across the rows around `row`, zeros beyond the image.
-  void blur_ring(Rows<T>& ring, int maps, int map, int row, T* out) {
-    const T* rows[kTaps];
-    for (int k = 0; k < kTaps; ++k) {
+  T* map_of(int step, int map) { return maps_[step * kMaps + map]; }
+
+  // The window across the rows around the kStep rows from `row`, zeros beyond the image. What is
+  // computed for rows that nobody wants is left unread: the same code makes a row wherever a strip
+  // begins, and so the same bits.
+  void blur_ring(Rows<T>& ring, int maps, int map, int row) {
+    const T* rows[kRing];
+    for (int k = 0; k < kRing; ++k) {
       const int at = row + k - kRadius;
-      rows[k] = is_row(at) ? ring[slot(at) * maps + map] : zero_[0];
+      const bool inside = at >= 0 && at < in_.height;
+      rows[k] = inside ? ring[slot(at) * maps + map] : zero_[0];
     }
+    T* out[kStep];
+    for (int step = 0; step < kStep; ++step) out[step] = map_of(step, map);
     blur_across(rows, width_, out);
   }
 
