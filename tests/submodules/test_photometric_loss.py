@@ -214,6 +214,8 @@ def test_poison_is_never_a_silent_number(poison, where, counts):
     if math.isnan(poison):
         assert ours.error.isnan()
         assert not counts or results(compare, images, targets, mask)[-1].isnan().any()
+        slope = results(compare, images, targets, mask, ssim=False)[1][0, 1, where[0], where[1]]
+        assert slope.isnan() if counts else slope == 0
 
 
 def test_poison_in_float_targets():

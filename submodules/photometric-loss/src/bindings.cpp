@@ -1,5 +1,5 @@
-// Binds the CPU kernels to ndarrays. Shapes are checked on the Python side, where errors can name the
-// argument; here the types guarantee dtype, rank and device.
+// Binds the CPU kernels to ndarrays. Shapes are checked on the Python side, where errors can name
+// the argument; here the types guarantee dtype, rank and device.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -39,9 +39,10 @@ auto* data_or_null(const Array& array) {
 }
 
 template <typename T>
-void forward(const Images<const T>& images, const Targets& targets, const Mask& mask, int error_kind,
-             int threads, const nb::ndarray<T, nb::c_contig, nb::device::cpu>& ssim,
-             const Scalar<T>& error, const Images<T>& slope) {
+void forward(const Images<const T>& images, const Targets& targets, const Mask& mask,
+             int error_kind, int threads,
+             const nb::ndarray<T, nb::c_contig, nb::device::cpu>& ssim, const Scalar<T>& error,
+             const Images<T>& slope) {
   const auto in = make_inputs(images, targets, mask);
   const auto kind = static_cast<photometric::Error>(error_kind);
   T *ssim_out = data_or_null(ssim), *error_out = error.data(), *slope_out = data_or_null(slope);

@@ -1,4 +1,5 @@
-// Binds the CUDA kernels. Tensors come as addresses, checked and laid out by photometric_loss.operator.
+// Binds the CUDA kernels. Tensors come as addresses, checked and laid out by
+// photometric_loss.operator.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 
@@ -33,7 +34,7 @@ photometric::Inputs<T> make_inputs(Address images, const Shape& shape, Address t
 }
 
 std::int64_t blocks(const Shape& shape) {
-  return photometric::blocks(std::int64_t(shape[0]) * shape[1], shape[2], shape[3]);
+  return photometric::blocks(shape[0] * shape[1], shape[2], shape[3]);
 }
 
 template <typename T>

@@ -9,8 +9,8 @@
 
 namespace photometric {
 
-// Calls body(worker) on up to `threads` threads, the caller's among them, and waits for all. Where the
-// system grants fewer, fewer call it: what there is to do is shared through `Tasks`.
+// Calls body(worker) on up to `threads` threads, the caller's among them, and waits for all. Where
+// the system grants fewer, fewer call it: what there is to do is shared through `Tasks`.
 template <typename Body>
 void run_threads(int threads, const Body& body) {
   std::vector<std::thread> others;
@@ -28,7 +28,10 @@ class Tasks {
  public:
   explicit Tasks(std::int64_t count) : count_(count) {}
   // The next task; false where none is left.
-  bool next(std::int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < count_; }
+  bool next(std::int64_t& task) {
+    task = next_.fetch_add(1, std::memory_order_relaxed);
+    return task < count_;
+  }
 
  private:
   const std::int64_t count_;

@@ -35,16 +35,20 @@ struct Inputs {
   int batch, channels, height, width;
   bool bytes;
 
-  PHOTOMETRIC_HD std::int64_t planes() const { return std::int64_t(batch) * channels; }
-  PHOTOMETRIC_HD std::int64_t count() const { return planes() * height * width; }
-  PHOTOMETRIC_HD std::int64_t image_row(std::int64_t plane, int row) const {
-    return (plane * height + row) * width;
+  PHOTOMETRIC_HD int planes() const { return batch * channels; }
+  PHOTOMETRIC_HD std::int64_t count() const { return std::int64_t(planes()) * height * width; }
+  PHOTOMETRIC_HD std::int64_t row_index(int plane, int row) const {
+    return std::int64_t(plane) * height + row;
   }
-  PHOTOMETRIC_HD std::int64_t target_row(std::int64_t plane, int row) const {
+  // Where a row begins.
+  PHOTOMETRIC_HD std::int64_t image_row(int plane, int row) const {
+    return row_index(plane, row) * width;
+  }
+  PHOTOMETRIC_HD std::int64_t target_row(int plane, int row) const {
     return plane / channels * stride[0] + plane % channels * stride[1] + row * stride[2];
   }
-  PHOTOMETRIC_HD std::int64_t mask_row(std::int64_t plane, int row) const {
-    return (plane / channels * height + row) * width;
+  PHOTOMETRIC_HD std::int64_t mask_row(int plane, int row) const {
+    return row_index(plane / channels, row) * width;
   }
 };
 
@@ -53,7 +57,8 @@ PHOTOMETRIC_HD T unit_range(unsigned char value) {
   return T(value) / T(255);
 }
 
-// Weight of the window at a distance of |k| from its centre: exp(-kk / (2 * 1.5 * 1.5)), normalised.
+// Weight of the window at a distance of k >= 0 from its centre: exp(-kk / (2 * 1.5 * 1.5)),
+// normalised.
 template <typename T>
 PHOTOMETRIC_HD constexpr T weight(int k) {
   return k == 0   ? T(0.26601172486179436)

@@ -24,11 +24,11 @@
 namespace photometric {
 namespace {
 
-constexpr int kPad = 16;         // zeros on either side of a row: at least kRadius, keeps it aligned
-constexpr int kLeastRows = 32;   // of a strip
+constexpr int kPad = 16;        // zeros on either side of a row: at least kRadius, and aligned
+constexpr int kLeastRows = 32;  // of a strip
 constexpr int kTasksPerThread = 8;
-constexpr int kLanes = 8;        // independent sums of a row, in double
-constexpr int kStep = 4;         // rows that are blurred across at once: they share what they read
+constexpr int kLanes = 8;  // independent sums of a row, in double
+constexpr int kStep = 4;   // rows that are blurred across at once: they share what they read
 constexpr int kRing = kTaps + kStep - 1;  // rows that a ring buffer holds
 
 // Rows of a width with zeros around them, which nobody writes.
@@ -62,7 +62,7 @@ void convert(const unsigned char* from, std::ptrdiff_t stride, int width, T* __r
 }
 
 template <typename T>
-void load_target(const Inputs<T>& in, std::int64_t plane, int row, T* to) {
+void load_target(const Inputs<T>& in, int plane, int row, T* to) {
   const std::int64_t offset = in.target_row(plane, row), stride = in.stride[3];
   if (in.bytes) {
     const unsigned char* from = static_cast<const unsigned char*>(in.targets) + offset;
@@ -78,7 +78,7 @@ void load_target(const Inputs<T>& in, std::int64_t plane, int row, T* to) {
 
 // Masked pixels have the image's own value in both.
 template <typename T>
-void load(const Inputs<T>& in, std::int64_t plane, int row, T* __restrict x, T* __restrict y) {
+void load(const Inputs<T>& in, int plane, int row, T* __restrict x, T* __restrict y) {
   std::memcpy(x, in.images + in.image_row(plane, row), sizeof(T) * in.width);
   load_target(in, plane, row, y);
   if (in.mask == nullptr) return;
@@ -130,7 +130,9 @@ void compare(const T* m, const T* n, const T* p, const T* q, int width, T* __res
     for (int i = 0; i < width; ++i) value[i] = similarity(m[i], n[i], p[i], q[i]).value;
     return;
   }
-  T *__restrict by_p = (*slopes)[0], *__restrict by_q = (*slopes)[1], *__restrict by_m = (*slopes)[2];
+  T* __restrict by_p = (*slopes)[0];
+  T* __restrict by_q = (*slopes)[1];
+  T* __restrict by_m = (*slopes)[2];
   PHOTOMETRIC_LOOP
   for (int i = 0; i < width; ++i) {
     const Similarity<T> s = similarity(m[i], n[i], p[i], q[i]);
@@ -188,7 +190,7 @@ class Pipeline {
         b_(slope ? kRing * kSlopes : 0, width_), zero_(1, width_) {}
 
   // Rows [first, last) of a plane.
-  void run(std::int64_t plane, int first, int last) {
+  void run(int plane, int first, int last) {
     const int reach = slope_ == nullptr ? 0 : kRadius;  // rows beyond that must be compared
     const Range own{first, last}, compared = within({first - reach, last + reach});
     const Range taken = within({compared.first - kRadius, compared.last + kRadius});
@@ -206,7 +208,8 @@ class Pipeline {
   struct Range {
     int first, last;
     bool has(int row) const { return row >= first && row < last; }
-    bool meets(int row) const { return row + kStep > first && row < last; }  // kStep rows from `row`
+    // Whether it has any of the kStep rows from `row`.
+    bool meets(int row) const { return row + kStep > first && row < last; }
   };
 
   Range within(Range rows) const {
@@ -215,12 +218,12 @@ class Pipeline {
   static int slot(int row) { return row % kRing; }
 
   // Row `row` of the images, blurred along itself, into ring A.
-  void take(std::int64_t plane, int row, bool own) {
+  void take(int plane, int row, bool own) {
     const int at = slot(row);
     T *x = x_[at], *y = y_[at];
     load(in_, plane, row, x, y);
     if (own && sums_.error != nullptr) {
-      sums_.error[plane * in_.height + row] = sum_errors(x, y, width_, kind_);
+      sums_.error[in_.row_index(plane, row)] = sum_errors(x, y, width_, kind_);
     }
     multiply(x, y, width_, products_[0], products_[1]);
     const T* sources[kMaps] = {x, y, products_[0], products_[1]};
@@ -230,7 +233,7 @@ class Pipeline {
   }
 
   // Those of the kStep rows from `row` that are in `compared`; and their slopes into ring B.
-  void compare_rows(std::int64_t plane, int row, Range compared, Range own) {
+  void compare_rows(int plane, int row, Range compared, Range own) {
     if (!compared.meets(row)) return;
     for (int map = 0; map < kMaps; ++map) blur_ring(a_, kMaps, map, row);
     for (int step = 0; step < kStep; ++step, ++row) {
@@ -239,7 +242,7 @@ class Pipeline {
               slope_ == nullptr ? nullptr : &slopes_);
       if (own.has(row)) {
         const T* value = value_[0];
-        sums_.ssim[plane * in_.height + row] =
+        sums_.ssim[in_.row_index(plane, row)] =
             sum_row(width_, [=](int i) { return double(value[i]); });
       }
       if (slope_ == nullptr) continue;
@@ -249,13 +252,13 @@ class Pipeline {
     }
   }
 
-  void finish_rows(std::int64_t plane, int row, Range own) {
+  void finish_rows(int plane, int row, Range own) {
     if (!own.meets(row)) return;
     for (int map = 0; map < kSlopes; ++map) blur_ring(b_, kSlopes, map, row);
     for (int step = 0; step < kStep; ++step, ++row) {
       if (!own.has(row)) continue;
-      combine(x_[slot(row)], y_[slot(row)], map_of(step, 0), map_of(step, 1), map_of(step, 2), width_,
-              slope_ + in_.image_row(plane, row));
+      combine(x_[slot(row)], y_[slot(row)], map_of(step, 0), map_of(step, 1), map_of(step, 2),
+              width_, slope_ + in_.image_row(plane, row));
     }
   }
 
@@ -289,12 +292,12 @@ struct Strips {
   int height, rows, per_plane;
   std::int64_t count;
 
-  Strips(std::int64_t planes, int height, int threads) : height(height) {
+  Strips(int planes, int height, int threads) : height(height) {
     const std::int64_t wanted = threads == 1 ? 1 : std::int64_t(threads) * kTasksPerThread;
     const std::int64_t pieces = (wanted + planes - 1) / planes;
     rows = std::max<int>(kLeastRows, int((height + pieces - 1) / pieces));
     per_plane = (height + rows - 1) / rows;
-    count = planes * per_plane;
+    count = std::int64_t(planes) * per_plane;
   }
 
   int workers(int threads) const { return int(std::min<std::int64_t>(threads, count)); }
@@ -306,7 +309,7 @@ struct Strips {
     run_threads(workers, [&](int worker) {
       for (std::int64_t task; tasks.next(task);) {
         const int first = int(task % per_plane) * rows;
-        body(worker, task / per_plane, first, std::min(first + rows, height));
+        body(worker, int(task / per_plane), first, std::min(first + rows, height));
       }
     });
   }
@@ -320,13 +323,14 @@ double mean(const std::vector<double>& rows, std::int64_t count) {
 
 // The error alone needs no windows.
 template <typename T>
-void sum_error_rows(const Inputs<T>& in, Error kind, const Strips& strips, int threads, double* sums) {
+void sum_error_rows(const Inputs<T>& in, Error kind, const Strips& strips, int threads,
+                    double* sums) {
   const int workers = strips.workers(threads);
   Rows<T> x(workers, in.width), y(workers, in.width);
-  strips.run(workers, [&](int worker, std::int64_t plane, int first, int last) {
+  strips.run(workers, [&](int worker, int plane, int first, int last) {
     for (int row = first; row < last; ++row) {
       load(in, plane, row, x[worker], y[worker]);
-      sums[plane * in.height + row] = sum_errors(x[worker], y[worker], in.width, kind);
+      sums[in.row_index(plane, row)] = sum_errors(x[worker], y[worker], in.width, kind);
     }
   });
 }
@@ -336,7 +340,7 @@ void run_pipelines(const Inputs<T>& in, Error kind, const Strips& strips, int th
                    const RowSums& sums, T* slope) {
   std::vector<std::unique_ptr<Pipeline<T>>> pipelines(strips.workers(threads));
   for (auto& pipeline : pipelines) pipeline = std::make_unique<Pipeline<T>>(in, kind, sums, slope);
-  strips.run(int(pipelines.size()), [&](int worker, std::int64_t plane, int first, int last) {
+  strips.run(int(pipelines.size()), [&](int worker, int plane, int first, int last) {
     pipelines[worker]->run(plane, first, last);
   });
 }
@@ -369,7 +373,7 @@ void clear_masked(const unsigned char* mask, int width, T* out) {
 
 template <typename T>
 void forward(const Inputs<T>& in, Error kind, int threads, T* ssim, T* error, T* slope) {
-  const std::int64_t rows = in.planes() * in.height;
+  const std::int64_t rows = in.row_index(in.planes(), 0);
   std::vector<double> ssim_rows(ssim ? rows : 0), error_rows(kind == Error::kNone ? 0 : rows);
   const RowSums sums{ssim ? ssim_rows.data() : nullptr,
                      kind == Error::kNone ? nullptr : error_rows.data()};
@@ -391,7 +395,7 @@ void backward(const Inputs<T>& in, Error kind, int threads, const T* slope,
   const Strips strips(in.planes(), in.height, threads);
   const int workers = strips.workers(threads);
   Rows<T> x(workers, in.width), y(workers, in.width);
-  strips.run(workers, [&](int worker, std::int64_t plane, int first, int last) {
+  strips.run(workers, [&](int worker, int plane, int first, int last) {
     for (int row = first; row < last; ++row) {
       const std::int64_t at = in.image_row(plane, row);
       if (kind != Error::kNone) load(in, plane, row, x[worker], y[worker]);

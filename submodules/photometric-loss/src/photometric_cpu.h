@@ -16,8 +16,8 @@ struct Upstream {
   double ssim, error;
 };
 
-// `gradient` (B, C, H, W) by the images; 0 where the mask is. `slope` as of `forward`, null: there is
-// none, and `upstream.ssim` is without effect.
+// `gradient` (B, C, H, W) by the images; 0 where the mask is. `slope` as of `forward`; null: there
+// is none, and `upstream.ssim` is without effect.
 template <typename T>
 void backward(const Inputs<T>& inputs, Error kind, int threads, const T* slope,
               const Upstream& upstream, T* gradient);

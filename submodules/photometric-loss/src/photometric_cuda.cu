@@ -23,16 +23,16 @@ __host__ __device__ constexpr int tiles(int size, int tile) { return (size + til
 
 // The pixels of a block, and those of the calling thread.
 struct Place {
-  std::int64_t plane;
-  int row, column;      // of the tile's first pixel
+  int plane;
+  int row, column;          // of the tile's first pixel
   int own_row, own_column;  // in the tile, of the thread's first pixel
 };
 
 __device__ __forceinline__ Place place_of(int height, int width) {
-  const int across = tiles(width, kTileWidth);
-  const std::int64_t per_plane = std::int64_t(across) * tiles(height, kTileHeight);
-  const std::int64_t tile = blockIdx.x % per_plane;
-  return {blockIdx.x / per_plane, int(tile / across) * kTileHeight,
+  const unsigned across = tiles(width, kTileWidth);
+  const unsigned per_plane = across * tiles(height, kTileHeight);
+  const unsigned tile = blockIdx.x % per_plane;
+  return {int(blockIdx.x / per_plane), int(tile / across) * kTileHeight,
           int(tile % across) * kTileWidth, int(threadIdx.x) / kTileWidth * kPixels,
           int(threadIdx.x) % kTileWidth};
 }
@@ -44,8 +44,7 @@ struct Pixel {
 };
 
 template <typename T>
-__device__ __forceinline__ Pixel<T> load(const Inputs<T>& in, std::int64_t plane, int row,
-                                         int column) {
+__device__ __forceinline__ Pixel<T> load(const Inputs<T>& in, int plane, int row, int column) {
   const T x = in.images[in.image_row(plane, row) + column];
   if (in.mask != nullptr && in.mask[in.mask_row(plane, row) + column] == 0) return {x, x, false};
   const std::int64_t at = in.target_row(plane, row) + column * in.stride[3];
@@ -143,7 +142,8 @@ __device__ __forceinline__ double sum_block(T value, double* shared) {
   return sum;
 }
 
-// The index of the thread's pixel `i` in (planes, height, width); negative where it is not in the image.
+// The index of the thread's pixel `i` in (planes, height, width); negative where it is not in the
+// image.
 template <typename T>
 __device__ __forceinline__ std::int64_t own_pixel(const Inputs<T>& in, const Place& place, int i) {
   const int row = place.row + place.own_row + i, column = place.column + place.own_column;
@@ -157,7 +157,8 @@ __device__ __forceinline__ Pixel<T> load_own(const Inputs<T>& in, const Place& p
 }
 
 template <typename T>
-__device__ __forceinline__ void store_slopes(const Similarity<T>& s, std::int64_t count, T* slopes) {
+__device__ __forceinline__ void store_slopes(const Similarity<T>& s, std::int64_t count,
+                                             T* slopes) {
   slopes[0] = s.by_p;
   slopes[count] = s.by_q;
   slopes[2 * count] = s.by_m;
@@ -219,13 +220,13 @@ mean_kernel(const double* partials, std::int64_t blocks, std::int64_t count, T* 
   T* const mean = blockIdx.x == 0 ? ssim : error;
   if (mean == nullptr) return;
   double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < blocks; i += kBlock) sum += partials[blockIdx.x * blocks + i];
+  partials += blockIdx.x * blocks;
+  for (std::int64_t i = threadIdx.x; i < blocks; i += kBlock) sum += partials[i];
   const double total = sum_block(sum, shared);
   if (threadIdx.x == 0) *mean = T(total / double(count));
 }
 
-// The derivative of the sum of SSIM at the thread's pixels, without the targets' part: the blurred
-// slopes (kSlopes, kPixels).
+// The blurred slopes at the thread's pixels, (kSlopes, kPixels).
 template <typename T>
 __device__ __forceinline__ void gather_slopes(const Inputs<T>& in, const Place& place,
                                               const T* slopes, T (*out)[kPixels]) {
@@ -270,8 +271,8 @@ backward_kernel(Inputs<T> in, Error kind, const T* slopes, const T* grad_ssim, c
 
 }  // namespace
 
-std::int64_t blocks(std::int64_t planes, int height, int width) {
-  return planes * tiles(height, kTileHeight) * tiles(width, kTileWidth);
+std::int64_t blocks(int planes, int height, int width) {
+  return std::int64_t(planes) * tiles(height, kTileHeight) * tiles(width, kTileWidth);
 }
 
 template <typename T>

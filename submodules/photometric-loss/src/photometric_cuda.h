@@ -10,7 +10,7 @@
 namespace photometric {
 
 // Blocks that cover the images; `partials` of `forward` has two doubles for each.
-std::int64_t blocks(std::int64_t planes, int height, int width);
+std::int64_t blocks(int planes, int height, int width);
 
 // Means over all pixels and channels, one number each. `ssim` may be null: not wanted; `error` is
 // without effect for Error::kNone. `slopes` (3, B, C, H, W) receives the derivatives of SSIM by its
