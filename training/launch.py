@@ -36,6 +36,7 @@ def build_model(scene: Scene, config: Config) -> MoDE:
 # What an iteration cannot do without: native package -> the expert that needs it, None: all do.
 NATIVE: dict[str, str | None] = {
     "diff_gaussian_rasterization": None,
+    "photometric_loss": None,
     "hexplane_encoder": "hexplane",
     "hash_encoder": "hash",
 }

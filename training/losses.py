@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from arguments_MoDE.config import OptimizationParams
-from utils.metrics import ssim
+from photometric_loss import compare
 
 CHARBONNIER_EPS = 1e-3
 
@@ -23,26 +23,28 @@ def photometric(
 
     Args:
         images: (B, 3, H, W), not clamped.
-        targets: (B, 3, H, W) in [0, 1].
+        targets: (B, 3, H, W) uint8 of any strides, or floats in [0, 1].
         mask: (B, 1, H, W) bool, the pixels that count; None: all. The others have no error and no
             gradient, and what ``targets`` has there is without effect, on SSIM's windows too: both
             images are given the render's own values there.
     """
-    if mask is not None:
-        own = images.detach()
-        images, targets = torch.where(mask, images, own), torch.where(mask, targets, own)
-    difference = images - targets
-    if opt.loss == "l1":
-        error = difference.abs()
-    elif opt.loss == "l2":
-        error = difference.square()
-    else:
-        error = (difference.square() + CHARBONNIER_EPS**2).sqrt()
-        error = error if mask is None else error * mask  # it is not zero for equal pixels
-    terms = {opt.loss: error.mean()}
-    if opt.lambda_dssim:
-        terms["dssim"] = opt.lambda_dssim * (1 - ssim(images, targets))
+    native = None if opt.loss == "charbonnier" else opt.loss
+    ssim = error = None
+    if native or opt.lambda_dssim:
+        ssim, error = compare(images, targets, mask, ssim=opt.lambda_dssim != 0, error=native)
+    terms = {opt.loss: _charbonnier(images, targets, mask) if error is None else error}
+    if ssim is not None:
+        terms["dssim"] = opt.lambda_dssim * (1 - ssim)
     return terms
+
+
+def _charbonnier(images: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    if targets.dtype == torch.uint8:
+        targets = targets.to(images.dtype) / 255
+    if mask is not None:  # not even a NaN of theirs has an effect there
+        targets = torch.where(mask, targets, images.detach())
+    error = ((images - targets).square() + CHARBONNIER_EPS**2).sqrt()
+    return (error if mask is None else error * mask).mean()  # it is not zero for equal pixels
 
 
 class CameraColors(nn.Module):

@@ -27,7 +27,7 @@ from training.checkpoint import save_model, save_state, saved_iterations
 from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
 from training.density import DensityControl
 from training.evaluation import ViewRenderer, evaluate_views
-from training.losses import CameraColors, photometric, to_float
+from training.losses import CameraColors, photometric
 from training.reports import Report
 from training.sampler import ViewSampler
 from training.schedules import Optimizer, parameter_groups
@@ -71,7 +71,7 @@ class Shot:
 
     views: list[View]
     images: Tensor  # (B, 3, H, W), in the cameras' colours
-    targets: Tensor  # (B, 3, H, W) in [0, 1]
+    targets: Tensor  # (B, 3, H, W) uint8
     output: RenderOutput
     splats: Splats
     mask: Tensor | None = None  # (B, 1, H, W) bool, the pixels that count; None: all
@@ -232,7 +232,7 @@ class Trainer:
             out.means2d.retain_grad()
             targets, mask = self.targets.take(views)
             images = self._in_camera_colors(out.images, views)
-            shots.append(Shot(views, images, to_float(targets), out, splats, mask))
+            shots.append(Shot(views, images, targets.permute(0, 3, 1, 2), out, splats, mask))
         return shots
 
     def _shared(self, view: View) -> tuple[float, int, int, int]:

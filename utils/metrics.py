@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from photometric_loss import compare
+
 PSNR_CAP = 100.0  # dB: of identical images; a mean squared error of 1e-10 is float32 rounding
 
 _RADIUS = 5
@@ -56,8 +58,18 @@ def psnr(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity, averaged over everything; a scalar, differentiable in both images."""
-    return ssim_map(image, target).mean()
+    """Structural similarity, averaged over everything; a scalar, differentiable in both images.
+
+    In one native pass, unless ``target`` wants a gradient too.
+
+    Raises:
+        ValueError: as `ssim_map`.
+        RuntimeError: the images are where photometric_loss does not compute.
+    """
+    if target.requires_grad and torch.is_grad_enabled():
+        return ssim_map(image, target).mean()
+    image, target = _pair(image, target.detach())
+    return compare(image, target, error=None).ssim
 
 
 def ssim_map(image: Tensor, target: Tensor) -> Tensor:

@@ -97,10 +97,28 @@ def run_diff_gaussian_rasterization() -> None:
     mark_visible(gaussians["means3D"][0], torch.eye(4, dtype=dtype))
 
 
+def run_photometric_loss() -> None:
+    """Several tiles with a ragged end, a mask, 8-bit targets as stored; every kernel."""
+    import torch
+
+    from photometric_loss import compare
+
+    frames = torch.randint(0, 256, (1, 19, 37, 2), dtype=torch.uint8).permute(0, 3, 1, 2)
+    mask = torch.rand(1, 1, 19, 37) > 0.3
+    for options in ({}, {"ssim": False, "error": "l2"}):
+
+        def terms(images, options=options):
+            compared = compare(images, frames, mask, **options)
+            return tuple(term for term in compared if term is not None)
+
+        _differentiate(terms, [torch.rand(1, 2, 19, 37)])
+
+
 PACKAGES: dict[str, Callable[[], None]] = {
     "hexplane_encoder": run_hexplane_encoder,
     "hash_encoder": run_hash_encoder,
     "simple_knn": run_simple_knn,
+    "photometric_loss": run_photometric_loss,
     "diff_gaussian_rasterization": run_diff_gaussian_rasterization,
 }
 

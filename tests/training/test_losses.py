@@ -7,6 +7,7 @@ import torch
 
 from arguments_MoDE.config import OptimizationParams
 from training.losses import CameraColors, photometric, to_float
+from utils.metrics import ssim_map
 
 
 def test_uint8_becomes_unit_range_channels_first():
@@ -87,3 +88,28 @@ def test_masked_loss_is_the_sum_over_counted_pixels():
     value = photometric(images, targets, OptimizationParams(loss="l1"), mask)["l1"].item()
     error = (images - targets).abs().detach().numpy() * mask.numpy()
     assert value == pytest.approx(error.sum() / images.numel(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "charbonnier"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_frames_as_they_are_stored_give_the_loss_of_their_floats(loss, masked):
+    frames = torch.randint(0, 256, (2, 24, 30, 3), dtype=torch.uint8)
+    images, _, mask = masked_pair()
+    opt, found = OptimizationParams(loss=loss, lambda_dssim=0.4), []
+    for targets in (frames.permute(0, 3, 1, 2), to_float(frames)):
+        terms = photometric(images, targets, opt, mask if masked else None)
+        found.append((terms, torch.autograd.grad(sum(terms.values()), images)[0]))
+    for name, value in found[0][0].items():
+        assert value.item() == pytest.approx(found[1][0][name].item(), rel=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-9)
+
+
+def test_dssim_is_that_of_the_metrics():
+    images, targets, mask = masked_pair()
+    terms = photometric(images, targets, OptimizationParams(lambda_dssim=1.0), mask)
+    own = images.detach()
+    shown, wanted = torch.where(mask, images, own), torch.where(mask, targets, own)
+    expected = 1 - ssim_map(shown, wanted).mean()
+    assert terms["dssim"].item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(value, images)[0] for value in (terms["dssim"], expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
