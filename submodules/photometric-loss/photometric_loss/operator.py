@@ -161,16 +161,10 @@ def _backward_cpu(
         0 if grad_error is None else call.error_kind,
         call.threads,
         images.new_empty((0, 0, 0, 0)) if without else slopes[0],
-        _number(grad_ssim),
-        _number(grad_error),
+        images.new_empty(0) if without else grad_ssim,
+        images.new_empty(0) if grad_error is None else grad_error,
         gradient,
     )
-
-
-def _number(scalar: Tensor | None) -> float:
-    """A CPU tensor's one value, 0 for None; by numpy, since ``item`` is known for making GPUs wait
-    and is looked for in tests."""
-    return 0.0 if scalar is None else float(scalar.numpy())
 
 
 def _bytes(mask: Tensor | None) -> Tensor:

@@ -50,15 +50,26 @@ void forward(const Images<const T>& images, const Targets& targets, const Mask& 
   photometric::forward(in, kind, threads, ssim_out, error_out, slope_out);
 }
 
+// A gradient, or 0 where there is none. A tensor, so that Python need not read it.
+template <typename T>
+using Number = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+double value_of(const Number<const T>& number) {
+  return number.size() == 0 ? 0.0 : static_cast<double>(*number.data());
+}
+
 template <typename T>
 void backward(const Images<const T>& images, const Targets& targets, const Mask& mask,
-              int error_kind, int threads, const Images<const T>& slope, double grad_ssim,
-              double grad_error, const Images<T>& gradient) {
+              int error_kind, int threads, const Images<const T>& slope,
+              const Number<const T>& grad_ssim, const Number<const T>& grad_error,
+              const Images<T>& gradient) {
   const auto in = make_inputs(images, targets, mask);
   const auto kind = static_cast<photometric::Error>(error_kind);
   const T* slope_in = data_or_null(slope);
   nb::gil_scoped_release release;
-  photometric::backward(in, kind, threads, slope_in, {grad_ssim, grad_error}, gradient.data());
+  photometric::backward(in, kind, threads, slope_in, {value_of(grad_ssim), value_of(grad_error)},
+                        gradient.data());
 }
 
 template <typename T>
@@ -68,8 +79,8 @@ void bind(nb::module_& m) {
         nb::arg("ssim").noconvert(), nb::arg("error").noconvert(), nb::arg("slope").noconvert());
   m.def("backward", &backward<T>, nb::arg("images").noconvert(), nb::arg("targets").noconvert(),
         nb::arg("mask").noconvert(), nb::arg("error_kind"), nb::arg("threads"),
-        nb::arg("slope").noconvert(), nb::arg("grad_ssim"), nb::arg("grad_error"),
-        nb::arg("gradient").noconvert());
+        nb::arg("slope").noconvert(), nb::arg("grad_ssim").noconvert(),
+        nb::arg("grad_error").noconvert(), nb::arg("gradient").noconvert());
 }
 
 }  // namespace
