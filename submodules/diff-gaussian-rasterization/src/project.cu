@@ -1,6 +1,6 @@
 // Per-Gaussian stages on a GPU, a thread per Gaussian: projection, the list of tiles, the way back.
 #include "cuda_rasterizer.h"
-#include "native/cuda.cuh"
+#include "native/vectors.cuh"
 
 namespace gr {
 namespace cuda {
@@ -32,10 +32,7 @@ __device__ Geometry<S> geometry_of(const Splat<S>& splat, S opacity) {
 // ---------------------------------------------------------------- harmonics, 16 bytes at a time
 
 template <typename S>
-struct alignas(16) Vector {
-  static constexpr int size = 16 / sizeof(S);
-  S at[size];
-};
+constexpr int kWide = 16 / int(sizeof(S));
 
 __device__ __forceinline__ bool is_aligned(const void* address) {
   return reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
@@ -44,11 +41,11 @@ __device__ __forceinline__ bool is_aligned(const void* address) {
 // Count numbers into registers: loops must unroll, indices be constants.
 template <int Count, typename S>
 __device__ __forceinline__ void read_row(const S* from, S* row) {
-  constexpr int step = Vector<S>::size, whole = Count / step * step;
+  constexpr int step = kWide<S>, whole = Count / step * step;
   if (is_aligned(from)) {
 #pragma unroll
     for (int k = 0; k < whole; k += step) {
-      const Vector<S> vector = *reinterpret_cast<const Vector<S>*>(from + k);
+      const auto vector = native::load<S, step>(from + k);
 #pragma unroll
       for (int j = 0; j < step; ++j) row[k + j] = vector.at[j];
     }
@@ -62,14 +59,14 @@ __device__ __forceinline__ void read_row(const S* from, S* row) {
 
 template <int Count, typename S>
 __device__ __forceinline__ void write_row(const S* row, S* to) {
-  constexpr int step = Vector<S>::size, whole = Count / step * step;
+  constexpr int step = kWide<S>, whole = Count / step * step;
   if (is_aligned(to)) {
 #pragma unroll
     for (int k = 0; k < whole; k += step) {
-      Vector<S> vector;
+      native::Vector<S, step> vector;
 #pragma unroll
       for (int j = 0; j < step; ++j) vector.at[j] = row[k + j];
-      *reinterpret_cast<Vector<S>*>(to + k) = vector;
+      native::store(to + k, vector);
     }
   } else {
 #pragma unroll
