@@ -7,8 +7,9 @@ forward and under 400 ms forward + backward.
     python benchmarks/rasterizer_garden.py --scene n3v --size 1352x1014 --device cuda
 
 Prints one JSON object; times are medians over `--runs`, per view, over all cameras of the scene.
-On a GPU they are those between two events of its stream, and `peak_mib` is what a view takes
-beyond the Gaussians.
+On a GPU they are those between two events of its stream, `peak_mib` is what a view takes beyond
+the Gaussians, and `forward_one_sort_ms` is the forward pass with one sort of 64-bit keys (tile and
+depth) in place of two shorter ones.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,7 +27,7 @@ import torch
 
 from benchmarks import scenes
 from benchmarks.clock import median_ms, peak_mib
-from diff_gaussian_rasterization import rasterize
+from diff_gaussian_rasterization import cuda, rasterize
 
 
 def measure(scene: scenes.Scene, runs: int, threads: int) -> dict[str, float | None]:
@@ -46,11 +49,15 @@ def measure(scene: scenes.Scene, runs: int, threads: int) -> dict[str, float | N
                 tensor.grad = None
 
     views, device = len(cameras), scene.device
-    return {
+    times = {
         "forward_ms": round(median_ms(forward, runs, device) / views, 3),
         "forward_backward_ms": round(median_ms(both, runs, device) / views, 3),
         "peak_mib": peak_mib(both, device),
     }
+    if device.type == "cuda":
+        with patch.object(cuda, "forward", partial(cuda.forward, one_sort=True)):
+            times["forward_one_sort_ms"] = round(median_ms(forward, runs, device) / views, 3)
+    return times
 
 
 def main() -> None:
