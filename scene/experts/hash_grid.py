@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-import hash_encoder
-from hash_encoder import HashEncoder, HashGrid, reference
+from hash_encoder import HashEncoder, HashGrid
 from scene.experts.base import (
     Deformation,
     Expert,
@@ -106,13 +105,6 @@ def _grid(arguments: dict[str, Any], kind: str) -> HashGrid:
     )
 
 
-def _encode(encoder: HashEncoder, points: Tensor) -> Tensor:
-    """Features of ``points``, by the plain version on a device without kernels."""
-    if points.device.type in hash_encoder.DEVICES:
-        return encoder(points)
-    return reference.encode(points, encoder.table, encoder.grid)
-
-
 def _offsets(like: Tensor, largest: Tensor | float) -> Tensor:
     return (2 * torch.rand_like(like) - 1) * largest
 
@@ -183,7 +175,7 @@ class HashGridExpert(Expert):
         """(N, 3 L F) of positions (N, 3) and times (N, 1), both in [0, 1]."""
         return torch.cat(
             [
-                _encode(encoder, torch.cat([unit[:, a : a + 1], unit[:, b : b + 1], time], dim=1))
+                encoder(torch.cat([unit[:, a : a + 1], unit[:, b : b + 1], time], dim=1))
                 for encoder, (a, b) in zip(self.space_time, SPACE_PAIRS, strict=True)
             ],
             dim=1,
@@ -206,7 +198,7 @@ class HashGridExpert(Expert):
         return kept if canonical.rows is None else kept[canonical.rows]
 
     def _compute_attention(self, unit: Tensor) -> Tensor:
-        attention = self.of_space(_encode(self.space, unit)).sigmoid()
+        attention = self.of_space(self.space(unit)).sigmoid()
         return 2 * attention - 1 if self.directional else attention
 
     def train(self, mode: bool = True) -> HashGridExpert:
@@ -257,7 +249,7 @@ class HashGridExpert(Expert):
         unit = self.box(canonical.xyz.detach()[chosen])
         moved = unit + _offsets(unit, settings.hash_space_perturb)
         if weights[0]:
-            change = _encode(self.space, moved) - _encode(self.space, unit)
+            change = self.space(moved) - self.space(unit)
             terms["hash_space_smoothness"] = weights[0] * change.square().sum(-1).mean()
         if weights[1]:
             time = torch.rand_like(unit[:, :1])
