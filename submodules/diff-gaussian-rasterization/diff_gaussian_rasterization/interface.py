@@ -68,9 +68,8 @@ class GaussianRasterizer(nn.Module):
         def camera(value: Tensor) -> Tensor:
             return value.to(means3D.dtype)
 
-        tanfov = torch.tensor(
-            [[float(settings.tanfovx), float(settings.tanfovy)]], dtype=means3D.dtype
-        )
+        tangents = [[float(settings.tanfovx), float(settings.tanfovy)]]
+        tanfov = torch.tensor(tangents, dtype=means3D.dtype, device=means3D.device)
         out = rasterize(
             means3D[None],
             opacities[None],
