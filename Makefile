@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH ?=
 DEMO ?= output/demo
 FORCE ?=
-PYTEST ?=
+PYTEST ?= -n auto
 
 BOOTSTRAP = $(PYTHON) script/bootstrap.py
 # The Python that everything runs in: the active environment's, or .venv's.
@@ -25,7 +25,7 @@ help:  ## this list
 	@echo "MoE-GS Studio. Targets:"
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 	@echo "Settings: PYTHON=python3.12  TORCH='pip arguments that install torch'  FORCE=1 (train again)"
-	@echo "          DEMO=output/demo (the demo's run folder)  PYTEST='-k router' (arguments for pytest)"
+	@echo "          DEMO=output/demo (the demo's run folder)  PYTEST='-k router' (for pytest; default: on all cores)"
 
 setup:  ## environment, torch, requirements, native packages
 	@$(BOOTSTRAP) --torch "$(TORCH)"
