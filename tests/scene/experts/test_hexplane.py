@@ -117,3 +117,11 @@ def test_parameter_groups_cover_the_module_once():
     made = expert()
     grouped = [id(p) for g in made.parameter_groups(Config(), 1.0) for p in g.parameters]
     assert sorted(grouped) == sorted(id(p) for p in made.parameters())
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 2, 2), 0), ((5, 4, 3), 0), ((5, 7, 1), 1)])
+def test_curvature_and_its_gradient_are_those_of_the_plain_formula(shape, dim):
+    plane = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    expected = plane.diff(n=2, dim=dim).square().mean()
+    torch.testing.assert_close(_curvature(plane, dim), expected)
+    assert torch.autograd.gradcheck(lambda p: _curvature(p, dim), plane)
