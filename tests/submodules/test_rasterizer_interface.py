@@ -175,4 +175,4 @@ def test_gpu_tensors_meet_a_build_without_cuda_with_the_command_that_mends_it(mo
     monkeypatch.setattr(devices, "DEVICES", ("cpu",))
     on_gpu = SimpleNamespace(device=torch.device("cuda:0"))
     with pytest.raises(RuntimeError, match="no CUDA kernels: .*--device cpu.*make clean setup"):
-        devices.check_device({"means3D": on_gpu})
+        devices.check_device("means3D", on_gpu, on_gpu)

@@ -277,9 +277,9 @@ def test_cuda_points_are_answered_on_their_device(kernels):
 
 @pytest.mark.parametrize("kernels", ["cpu", GPU], indirect=True)
 def test_without_cuda_kernels_cuda_points_go_to_the_cpu_and_back(kernels, monkeypatch):
-    monkeypatch.setattr(devices, "_cuda", None)
+    monkeypatch.setattr(devices, "DEVICES", ("cpu",))
     elsewhere = SimpleNamespace(device=torch.device("cuda", 0))
-    assert devices.gpu_of(elsewhere) is None
+    assert search.gpu_or_none(elsewhere) is None
     if kernels == "cuda":
         points = torch.from_numpy(make_cloud("even", 100))
         answered = simple_knn.knn(points.cuda(), 3)

@@ -1,4 +1,5 @@
-# The CUDA half of a native package: a second extension module, `_cuda`, beside the CPU's `_native`.
+# The CUDA half of a native package: a second extension module, `_cuda`, beside the CPU's `_native`,
+# and `devices.py`, which finds it.
 #
 #   native_cuda_module(<package folder> <sources...>)   .cu files and the bindings
 #   native_warnings(<target>)                           warnings, as errors where they are asked to be
@@ -60,6 +61,7 @@ endfunction()
 
 # A macro: enable_language must run at the top level of the package.
 macro(native_cuda_module package)
+  install(FILES "${NATIVE_COMMON_DIR}/python/devices.py" DESTINATION ${package})
   set(NATIVE_HAS_CUDA OFF)
   if(NATIVE_CUDA)
     include(CheckLanguage)

@@ -156,8 +156,15 @@ def _per_view(tensor: Tensor | None) -> Tensor | None:
     return tensor
 
 
+def _check_devices(tensors: dict[str, Tensor | None]) -> None:
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, like = next(iter(given.items()))
+    for name, tensor in given.items():
+        devices.check_device(name, tensor, like, first)
+
+
 def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
-    devices.check_device(tensors)
+    _check_devices(tensors)
     arguments.check_dtype(tensors, tensors["means3D"].dtype)
     arguments.check_size(settings.width, settings.height)
     batch = tensors["viewmatrices"].shape[0]
@@ -276,7 +283,7 @@ def mark_visible(positions: Tensor, viewmatrix: Tensor) -> Tensor:
     `viewmatrix` is the transposed world-to-camera matrix (4, 4).
     """
     tensors = {"means3D": positions, "viewmatrix": viewmatrix}
-    devices.check_device(tensors)
+    _check_devices(tensors)
     arguments.check_dtype(tensors, positions.dtype)
     arguments.check_shape("positions", positions[None], (None, 3), 1)
     arguments.check_shape("viewmatrix", viewmatrix[None], (4, 4), 1)

@@ -39,7 +39,7 @@ def knn(points: Tensor, k: int, num_threads: int | None = None) -> tuple[Tensor,
     if k < 1 or threads < 1:
         raise ValueError(f"k and num_threads must be at least 1, got {k} and {threads}")
     _check_type(points)
-    gpu = devices.gpu_of(points)
+    gpu = gpu_or_none(points)
     cloud = points.detach().to(points.device if gpu else "cpu", torch.float32).contiguous()
     _check_values(gpu, points, cloud)
     dist2 = cloud.new_empty((len(cloud), k))
@@ -49,6 +49,11 @@ def knn(points: Tensor, k: int, num_threads: int | None = None) -> tuple[Tensor,
     else:
         search_on_gpu(gpu, cloud, dist2, index)
     return dist2.to(points.device), index.to(points.device)
+
+
+def gpu_or_none(points: Tensor) -> devices.Gpu | None:
+    """The GPU to search on; None, the CPU, where this build has no kernels for that device."""
+    return devices.gpu_of(points) if points.device.type in devices.DEVICES else None
 
 
 def search_on_gpu(

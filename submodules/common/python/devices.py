@@ -1,4 +1,7 @@
-"""Where this build computes: on the CPU, and on NVIDIA GPUs if nvcc was there when it was built."""
+"""Where this build computes: on the CPU, and on NVIDIA GPUs if nvcc was there when it was built.
+
+One file for all native packages (`submodules/common/python`); each installs a copy into itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PACKAGE = "photometric_loss"
+PACKAGE = __name__.rpartition(".")[0]
 
 
 def _optional(name: str) -> ModuleType | None:
@@ -33,17 +36,22 @@ class Gpu(NamedTuple):
 
 
 def gpu_of(tensor: Tensor) -> Gpu | None:
-    """How to compute where ``tensor`` lives: None on the CPU. Launches go to torch's stream."""
+    """How to compute where ``tensor`` lives: None on the CPU. Launches go to torch's stream.
+
+    The tensor must be where this build computes, see `check_device`.
+    """
     if tensor.device.type != "cuda":
         return None
     stream = torch.cuda.current_stream(tensor.device).cuda_stream
     return Gpu(_cuda, tensor.device.index, stream)
 
 
-def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, like: Tensor, like_name: str = "another input") -> None:
     """RuntimeError unless this build computes where ``tensor`` is, and ``like`` is there too."""
     if tensor.device != like.device:
-        raise RuntimeError(f"{name} is on {tensor.device}, but another input is on {like.device}")
+        raise RuntimeError(
+            f"{name} is on {tensor.device}, but {like_name} is on {like.device}: move one of them"
+        )
     if tensor.device.type in DEVICES:
         return
     if tensor.device.type == "cuda":
