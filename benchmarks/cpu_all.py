@@ -59,8 +59,8 @@ BENCHMARKS = {
         "rasterizer_garden.py --scene n3v --size 1352x1014 --count 200000 --runs 9", TINY_SCENE
     ),
     "ssim": Benchmark("ssim.py", "--width 64 --height 48 --repeats 1"),
-    "hexplane": Benchmark("hexplane.py", "--repeats 1"),
-    "hash-grid": Benchmark("hash_grid.py", "--repeats 1"),
+    "hexplane": Benchmark("hexplane.py", "--repeats 1 --points 1000"),
+    "hash-grid": Benchmark("hash_grid.py", "--repeats 1 --points 1000"),
     "knn": Benchmark("knn.py", "--points 2000 --repeats 1"),
     "train": Benchmark(f"train_n3v_sized.py {N3V_CLIP}", f"{TINY_CLIP} --iterations 2"),
     "render": Benchmark(f"render_n3v_sized.py {N3V_CLIP}", f"{TINY_CLIP} --seconds 0.2"),

@@ -1,6 +1,7 @@
 """Times the hash-grid encoder against its plain PyTorch twin, in one run.
 
-    python benchmarks/hash_grid.py [--device cpu|cuda] [--threads 2] [--repeats 5] > hash_grid.json
+    python benchmarks/hash_grid.py [--device cpu|cuda] [--threads 2] [--repeats 5] \
+        [--points N] > hash_grid.json
 
 Milliseconds are medians; `ratio` is twin / ours for forward and backward together. The gradient is
 that of the table, as training needs it, and in the case that says so that of the points as well.
@@ -17,9 +18,9 @@ import json
 import torch
 
 import hash_encoder
-from hash_encoder import HashGrid, reference
 import light
-from timing import name_of, parse, time_passes
+from hash_encoder import HashGrid, reference
+from timing import limited, name_of, parse, time_passes
 
 SPACE_TIME = HashGrid(3, 32, 2, 8, (32, 32, 16), 19)  # all dense
 FINE = HashGrid(3, 32, 2, 16, (512, 512, 128), 19)  # most levels hashed
@@ -85,8 +86,9 @@ def moved_bytes(x: torch.Tensor, table: torch.Tensor, grid: HashGrid) -> tuple[i
 def main() -> None:
     """Prints one JSON object."""
     flags = parse(__doc__.splitlines()[0], hash_encoder)
+    cases = limited(CASES, 1, flags.points)
     bandwidth = light.bandwidth() if flags.device == "cpu" else None
-    rows = [measure(*case, flags.device, flags.repeats, bandwidth) for case in CASES]
+    rows = [measure(*case, flags.device, flags.repeats, bandwidth) for case in cases]
     where = {"device": name_of(flags.device), "threads": flags.threads}
     print(json.dumps({**where, "cases": rows}, indent=2))
 

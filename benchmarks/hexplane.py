@@ -1,6 +1,7 @@
 """Times the HexPlane encoder against its plain PyTorch twin (`grid_sample`), in one run.
 
-    python benchmarks/hexplane.py [--device cpu|cuda] [--threads 2] [--repeats 5] > hexplane.json
+    python benchmarks/hexplane.py [--device cpu|cuda] [--threads 2] [--repeats 5] \
+        [--points N] > hexplane.json
 
 Milliseconds are medians; `ratio` is twin / ours for forward and backward together. On a CPU
 `light_forward_ms` and `light_forward_backward_ms` are the time that the bytes of inputs, outputs
@@ -16,9 +17,9 @@ import json
 import torch
 
 import hexplane_encoder
-from hexplane_encoder import reference
 import light
-from timing import name_of, parse, time_passes
+from hexplane_encoder import reference
+from timing import limited, name_of, parse, time_passes
 
 CASES = ((10_000, 16, 64), (10_000, 16, 128), (100_000, 16, 64), (100_000, 16, 128))
 
@@ -64,8 +65,9 @@ def measure(
 def main() -> None:
     """Prints one JSON object."""
     flags = parse(__doc__.splitlines()[0], hexplane_encoder)
+    cases = limited(CASES, 0, flags.points)
     bandwidth = light.bandwidth() if flags.device == "cpu" else None
-    rows = [measure(*case, flags.device, flags.repeats, bandwidth) for case in CASES]
+    rows = [measure(*case, flags.device, flags.repeats, bandwidth) for case in cases]
     where = {"device": name_of(flags.device), "threads": flags.threads}
     print(json.dumps({**where, "cases": rows}, indent=2))
 

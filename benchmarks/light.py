@@ -1,10 +1,10 @@
 """What this machine can do at most, in the same run: bytes and multiplications a second.
 
 Bandwidth is that of copying far more than the caches hold, reads and writes together; the peak is
-that of a large float32 matrix product. Both are the best of several runs: what a busy machine takes
-away from one is not what it can do. Others divide by them for a time (`light_ms`) that no code could
-beat here while its data comes from memory, and print the measured time as a multiple of it
-(`of_light`). Cases of a few megabytes may stay in the caches, which are faster.
+that of a large float32 matrix product. Both are the best of several runs: what a busy machine
+takes away from one is not what it can do. Others divide by them for a time (`light_ms`) that no
+code could beat here while its data comes from memory, and print the measured time as a multiple of
+it (`of_light`). Cases of a few megabytes may stay in the caches, which are faster.
 """
 
 from __future__ import annotations

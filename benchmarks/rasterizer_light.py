@@ -8,11 +8,11 @@ not stopped: its alpha must be evaluated. `blended`: alpha is at least 1/255, to
 are added up. `looked_at_back` and `blended` are the same of the backward pass, up to the pixel's
 last contributor. `lanes` are what a kernel of whole rows of 16 evaluates on the forward pass.
 
-*Arithmetic* (`pair_ns`) is measured in the same run, on one thread, of bare kernels with the vectors
-of the rasteriser on data in registers and the first cache. `look`: the quadratic form, exp2, the
-product with the opacity, the comparison. `blend`: that, and the weight, the transmittance, both
-decisions and four sums. `gather`: that of `look`, and the gradients of alpha, its moments and of
-three colours. A pair that is only looked at costs `look`.
+*Arithmetic* (`pair_ns`) is measured in the same run, on one thread, of bare kernels with the
+vectors of the rasteriser on data in registers and the first cache. `look`: the quadratic form,
+exp2, the product with the opacity, the comparison. `blend`: that, and the weight, the
+transmittance, both decisions and four sums. `gather`: that of `look`, and the gradients of alpha,
+its moments and of three colours. A pair that is only looked at costs `look`.
 
 *Bytes*: forward, the Gaussians are read once and the images and radii are written once. Backward
 (only that of the colours), the images' gradients are read, the Gaussians are read again, and their
