@@ -6,7 +6,8 @@
 Either is a file that a benchmark, or `gpu_check.py`, has written, or a folder of such files that
 are paired by name. A ratio above 1 is slower, or more memory, than before: also for frames per
 second. With `--threshold` the exit code is 1 where a ratio is above it. What the benchmarks measure
-of others' code for comparison (gsplat, SciPy, PyTorch twins) is shown and never counted.
+of others' code, or of the machine, for comparison (gsplat, SciPy, PyTorch twins, the time of light)
+is shown and never counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from utils.errors import cli
 # Units, as words of a key (`forward_ms`, `ms_mean`, `peak_mib`), or of the one above (`parts_ms`)
 COSTS = {"ms", "us", "seconds", "minutes", "mib", "gb"}  # less is better
 SPEEDS = {"fps"}  # more is better
-OTHERS = ("twin", "scipy", "convolution", "gsplat")  # code that is not ours
+OTHERS = ("twin", "scipy", "convolution", "gsplat", "light")  # not our code
 MEASURED = re.compile(r"^(?:bench|gsplat|profile|demo)(?::|$)")  # stages of gpu_check.py
 LONGEST_LABEL = 70
 

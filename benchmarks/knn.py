@@ -5,6 +5,9 @@
 
 Milliseconds are medians and include building the trees; `ratio` is SciPy / ours. On a GPU they are
 the GPU's own time between two events, for points that are on it already; SciPy's are the CPU's.
+On a CPU `light_ms` is the time that the points, read once, and the distances and indices, written
+once, take at this machine's bandwidth (`light.py`); `of_light` is the measured time as a multiple.
+It leaves out the search itself, so it is far below what a tree can reach.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+import light
 from simple_knn import DEVICES, knn
 
 NEIGHBOURS = 3
@@ -79,6 +83,13 @@ def measure(cloud: np.ndarray, device: str, threads: int, repeats: int) -> dict[
     return {"ms": round(ours, 3), "scipy_ms": round(scipy, 1), "ratio": round(scipy / ours, 2)}
 
 
+def add_light(cases: dict[str, dict], points: int, bandwidth: float) -> None:
+    """Writes the time of light, which is the same for all clouds, into each case."""
+    moved = points * (3 * 4 + NEIGHBOURS * (4 + 8))  # float32; float32 and int64
+    for case in cases.values():
+        case |= light.beside(case["ms"], moved, bandwidth)
+
+
 def check_device(device: str) -> None:
     """Exits with code 2 and one line where this machine or build cannot compute on `device`."""
     problem = ""
@@ -104,6 +115,9 @@ def main() -> None:
         name: measure(cloud, arguments.device, arguments.threads, arguments.repeats)
         for name, cloud in make_clouds(arguments.points).items()
     }
+    if arguments.device == "cpu":
+        torch.set_num_threads(arguments.threads)
+        add_light(cases, arguments.points, light.bandwidth())
     result = {
         "points": arguments.points,
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",

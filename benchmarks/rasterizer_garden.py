@@ -9,7 +9,10 @@ forward and under 400 ms forward + backward.
 Prints one JSON object; times are medians over `--runs`, per view, over all cameras of the scene.
 On a GPU they are those between two events of its stream, `peak_mib` is what a view takes beyond
 the Gaussians, and `forward_one_sort_ms` is the forward pass with one sort of 64-bit keys (tile and
-depth) in place of two shorter ones.
+depth) in place of two shorter ones. On a CPU the unavoidable work alone is timed beside it, which
+`benchmarks/rasterizer_light.py` describes: `light_forward_ms`, `light_forward_backward_ms`, and the
+measured times as multiples (`forward_of_light`, `forward_backward_of_light`). With several threads,
+one thread takes turns with them: `one_thread_forward_ms`, and `scaling`, how many times longer.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import scenes
-from benchmarks.clock import median_ms, peak_mib
+from benchmarks import rasterizer_light, scenes
+from benchmarks.clock import alternating_ms, median_ms, peak_mib
 from diff_gaussian_rasterization import cuda, rasterize
 
 
@@ -36,10 +39,10 @@ def measure(scene: scenes.Scene, runs: int, threads: int) -> dict[str, float | N
     random = torch.Generator().manual_seed(0)
     weights = torch.rand(1, 3, scene.height, scene.width, generator=random).to(scene.device)
 
-    def forward() -> None:
+    def forward(num_threads: int = threads) -> None:
         with torch.no_grad():
             for camera in cameras:
-                rasterize(**scene.gaussians, **camera, **shared)
+                rasterize(**scene.gaussians, **camera, **shared | {"num_threads": num_threads})
 
     def both() -> None:
         for camera in cameras:
@@ -49,14 +52,19 @@ def measure(scene: scenes.Scene, runs: int, threads: int) -> dict[str, float | N
                 tensor.grad = None
 
     views, device = len(cameras), scene.device
+    works = {"forward_ms": forward}
+    if device.type == "cpu" and threads > 1:
+        works["one_thread_forward_ms"] = partial(forward, 1)
     times = {
-        "forward_ms": round(median_ms(forward, runs, device) / views, 3),
+        **{k: round(ms / views, 3) for k, ms in alternating_ms(works, runs, device).items()},
         "forward_backward_ms": round(median_ms(both, runs, device) / views, 3),
         "peak_mib": peak_mib(both, device),
     }
     if device.type == "cuda":
         with patch.object(cuda, "forward", partial(cuda.forward, one_sort=True)):
             times["forward_one_sort_ms"] = round(median_ms(forward, runs, device) / views, 3)
+    if len(works) > 1:
+        times["scaling"] = round(times["one_thread_forward_ms"] / times["forward_ms"], 2)
     return times
 
 
@@ -81,7 +89,11 @@ def main() -> None:
         threads=args.threads,
         runs=args.runs,
     )
-    print(json.dumps(about | measure(scene, args.runs, args.threads)))
+    found = measure(scene, args.runs, args.threads)
+    if args.device == "cpu":
+        light = rasterizer_light.bound(scene, args.threads)
+        found |= rasterizer_light.beside(found, light) | light
+    print(json.dumps(about | found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ WARM_UP = {"cpu": 1, "cuda": 5}  # runs before the timed ones, by kind of device
 
 
 def parse(description: str, package: ModuleType) -> argparse.Namespace:
-    """The flags `device`, `threads` and `repeats`; sets torch's threads.
+    """The flags `device`, `threads`, `repeats` and `points`; sets torch's threads.
 
     A device on which torch or this build of ``package`` cannot compute ends the program.
     """
@@ -23,6 +23,7 @@ def parse(description: str, package: ModuleType) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each case")
+    parser.add_argument("--points", type=int, help="of each case at most; default: the case's own")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this PyTorch sees no GPU")
@@ -30,6 +31,13 @@ def parse(description: str, package: ModuleType) -> argparse.Namespace:
         parser.error(f"--device {arguments.device}: {package.__name__} is built without it")
     torch.set_num_threads(arguments.threads)
     return arguments
+
+
+def limited(cases: Sequence[tuple], at: int, points: int | None) -> list[tuple]:
+    """The cases, with no more points than that at index ``at``."""
+    if points is None:
+        return list(cases)
+    return [(*case[:at], min(case[at], points), *case[at + 1 :]) for case in cases]
 
 
 def name_of(device: str) -> str:

@@ -8,7 +8,9 @@ Iterations are of the fine stage with the router on, density statistics gathered
 Gaussians fixed. ``ms_mean`` is wall-clock time over all iterations, logging included; on a GPU
 ``ms_median`` is between its own events. ``minutes`` extrapolates the mean to a whole run, whose
 coarse stage is in truth cheaper. ``parts_ms`` are medians of a second pass; they leave out what is
-between them.
+between them. On a CPU ``products`` are the matrix products: how many floating-point operations an
+iteration has in them, their share of its time, and the part of this machine's peak that they reach,
+which `light.py` measures in the same run: a large product of the same kind.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+import light
 import n3v_sized
 import training.trainer
 from training.reports import Report
 from training.trainer import Plan, Trainer
 
 RUN = 33_000  # iterations of a whole run: 3000 coarse, 30000 fine
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 START = 4000  # fine iteration to begin at: the router decides, densification goes on
 
 
@@ -62,6 +68,29 @@ def whole(trainer: Trainer, clock: n3v_sized.Clock, iterations: int) -> dict[str
         "ms_max": round(max(each), 3),
         "ms_mean": round(mean, 3),
         "minutes": round(mean * RUN / 60e3, 2),
+    }
+
+
+def products(trainer: Trainer, iterations: int) -> dict[str, float]:
+    """What the matrix products of an iteration are, and how fast."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        trainer.iterate()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        started = time.perf_counter()
+        for _ in range(iterations):
+            trainer.iterate()
+        seconds = (time.perf_counter() - started) / iterations
+    events = [event for event in found.key_averages() if event.key in PRODUCTS]
+    spent = 1e-6 * sum(event.self_cpu_time_total for event in events) / iterations
+    peak, reached = light.multiply_add_peak(), counter.get_total_flops() / max(spent, 1e-9)
+    return {
+        "gigaflop": round(1e-9 * counter.get_total_flops(), 3),
+        "ms": round(1e3 * spent, 3),
+        "share": round(spent / seconds, 3),
+        "gigaflop_per_second": round(1e-9 * reached, 1),
+        "peak_gigaflop_per_second": round(1e-9 * peak, 1),
+        "of_peak": round(reached / peak, 3),
     }
 
 
@@ -107,6 +136,8 @@ def main() -> None:
             trainer.iterate()
         numbers = whole(trainer, clock, arguments.iterations)
         memory = n3v_sized.peak_gb(arguments.device)
+        if arguments.device == "cpu":
+            numbers["products"] = products(trainer, arguments.iterations)
         numbers["parts_ms"] = parts(trainer, clock, arguments.iterations)
         trainer.report.close()
     result = {**n3v_sized.facts(arguments), **numbers, "peak_gb": round(memory, 3)}

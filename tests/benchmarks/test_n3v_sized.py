@@ -37,6 +37,10 @@ def test_training_is_timed_whole_and_in_parts(benchmark):
     assert found["minutes"] == pytest.approx(found["ms_mean"] * 33_000 / 60_000, abs=0.01)
     assert found["parts_ms"]["backward"] > 0 and found["peak_gb"] > 0.01
     assert (found["gaussians"], found["size"], found["device"]) == (80, [40, 30], "cpu")
+    products = found["products"]
+    assert products["gigaflop"] > 0 and 0 < products["share"] < 1
+    ratio = products["gigaflop_per_second"] / products["peak_gigaflop_per_second"]
+    assert products["of_peak"] == pytest.approx(ratio, abs=0.01)
     assert torch.Tensor.backward is backward
 
 

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "light.h"
 #include "rasterizer.h"
 
 namespace nb = nanobind;
@@ -125,6 +126,22 @@ void visible(const Array<const S>& positions, const Array<const S>& view, const 
   mark_visible(positions.data(), view.data(), static_cast<int>(positions.shape(0)), out.data());
 }
 
+// For benchmarks only.
+template <typename S>
+nb::dict pairs(const Inputs<S>& in, const RenderState<S>& state, int threads) {
+  PairCounts counts;
+  {
+    const nb::gil_scoped_release release;
+    counts = count_pairs(in, state, threads);
+  }
+  nb::dict found;
+  found["looked_at"] = counts.looked_at;
+  found["blended"] = counts.blended;
+  found["lanes"] = counts.lanes;
+  found["looked_at_back"] = counts.looked_at_back;
+  return found;
+}
+
 template <typename S>
 void bind(nb::module_& m, const std::string& suffix) {
   nb::class_<Inputs<S>>(m, ("Inputs" + suffix).c_str());
@@ -145,6 +162,9 @@ void bind(nb::module_& m, const std::string& suffix) {
         nb::arg("rotations").none(), nb::arg("cov3d").none(), nb::arg("threads"));
   m.def(("mark_visible" + suffix).c_str(), &visible<S>, nb::arg("positions"), nb::arg("view"),
         nb::arg("visible").noconvert());
+  m.def(("count_pairs" + suffix).c_str(), &pairs<S>, nb::arg("inputs"), nb::arg("state"),
+        nb::arg("threads"),
+        "For benchmarks: the (pixel, splat) pairs that a finished render had to look at.");
 }
 
 }  // namespace
@@ -157,4 +177,11 @@ NB_MODULE(_native, m) {
   m.attr("tile_size") = gr::kTile;
   gr::bind<float>(m, "_f32");
   gr::bind<double>(m, "_f64");
+  nb::enum_<gr::BareWork>(m, "BareWork")
+      .value("look", gr::BareWork::kLook)
+      .value("blend", gr::BareWork::kBlend)
+      .value("gather", gr::BareWork::kGather);
+  m.def("bare_kernel_ns", &gr::bare_kernel_ns, nb::arg("pairs"), nb::arg("work"),
+        nb::call_guard<nb::gil_scoped_release>(),
+        "For benchmarks: one thread's nanoseconds per (pixel, splat) pair, the arithmetic alone.");
 }

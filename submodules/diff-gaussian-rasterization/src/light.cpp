@@ -1,0 +1,226 @@
+// Counts the pairs of a finished render, and times the bare kernels that they need.
+#include "light.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "blend_row.h"
+#include "thread_pool.h"
+
+namespace gr {
+namespace {
+
+// ---------------------------------------------------------------------------------- counting
+
+// A tile while it is gone through: plain pixels, with the decisions of blend.cpp.
+template <typename S>
+struct CountedTile {
+  alignas(64) S transmittance[kTilePixels];  // negative: has stopped, or is outside of the image
+  const S* last;                             // position of the last contributor
+  int columns, rows;                         // inside of the image
+
+  CountedTile(const S* last_, int columns_, int rows_)
+      : last(last_), columns(std::min(kTile, columns_)), rows(std::min(kTile, rows_)) {
+    for (int i = 0; i < kTilePixels; ++i) {
+      transmittance[i] = i % kTile < columns && i / kTile < rows ? S(1) : S(-1);
+    }
+  }
+
+  void count_row(const SplatRow<S>& splat, int y, int place, PairCounts& counts) {
+    const Pack<S> dy = broadcast(splat.y - S(y), Pack<S>());
+    alignas(64) S raw[kTile];
+    for (int g = 0; g < kGroups<S>; ++g) store(raw + g * Pack<S>::lanes, splat.alpha(g, dy));
+    bool on = false;
+    for (int x = 0; x < columns; ++x) {
+      const int i = y * kTile + x;
+      if (S(place) <= last[i]) ++counts.looked_at_back;
+      S& t = transmittance[i];
+      if (t < S(0)) continue;
+      on = true;
+      ++counts.looked_at;
+      if (!(raw[x] >= S(kMinAlpha))) continue;
+      const S next = t - std::min(raw[x], S(kMaxAlpha)) * t;
+      const bool drawn = next >= S(kMinTransmittance);
+      counts.blended += drawn;
+      t = drawn ? next : S(-1);
+    }
+    if (on) counts.lanes += kTile;
+  }
+};
+
+void add(PairCounts& sums, const PairCounts& more) {
+  sums.looked_at += more.looked_at;
+  sums.blended += more.blended;
+  sums.lanes += more.lanes;
+  sums.looked_at_back += more.looked_at_back;
+}
+
+template <typename S>
+PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index) {
+  const int tx = index % in.tiles_x(), ty = index / in.tiles_x();
+  CountedTile<S> tile(state.last.data() + std::size_t(index) * kTilePixels,
+                      in.width - tx * kTile, in.height - ty * kTile);
+  PairCounts counts;
+  const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
+  for (std::uint32_t p = first; p < end; ++p) {
+    const SplatRow<S> splat(state.record(p), tx, ty);
+    for (std::uint32_t rows = state.rows[p]; rows != 0; rows &= rows - 1) {
+      const int y = lowest_bit(rows);
+      if (y < tile.rows) tile.count_row(splat, y, static_cast<int>(p - first), counts);
+    }
+  }
+  return counts;
+}
+
+// ------------------------------------------------------------------------------- bare kernels
+
+using B = Pack<float>;
+
+constexpr int kSplats = 32;  // in the first cache
+constexpr int kRows = B::lanes >= 16 ? 4 : 2;  // their sums stay in registers
+constexpr int kFeatures = 4;  // forward: three colours and depth
+constexpr int kGathered = 3;  // backward: the gradient of an image of colours
+
+// One splat for all rows.
+struct BareSplat {
+  SplatRow<float> row;
+  float feature[kFeatures];
+};
+
+struct LookRow {
+  int seen = 0;
+  explicit LookRow(float) {}
+  void visit(const BareSplat& splat, B dy) {
+    if (any(at_least(splat.row.alpha(0, dy), broadcast(float(kMinAlpha), B())))) ++seen;
+  }
+  B result() const { return broadcast(float(seen), B()); }
+};
+
+struct BlendRow {
+  B t, sums[kFeatures];
+  explicit BlendRow(float start) : t(broadcast(start, B())) {
+    for (B& sum : sums) sum = broadcast(0.0f, B());
+  }
+  void visit(const BareSplat& splat, B dy) {
+    const B raw = splat.row.alpha(0, dy);
+    const B weight = min(raw, broadcast(float(kMaxAlpha), B())) * t;
+    const B next = t - weight;
+    const auto drawn = both(at_least(raw, broadcast(float(kMinAlpha), B())),
+                            at_least(next, broadcast(float(kMinTransmittance), B())));
+    t = select(drawn, next, t);
+    const B w = select(drawn, weight, broadcast(0.0f, B()));
+    for (int k = 0; k < kFeatures; ++k) {
+      sums[k] = fma(w, broadcast(splat.feature[k], B()), sums[k]);
+    }
+  }
+  B result() const { return t + sums[0] + sums[1] + sums[2] + sums[3]; }
+};
+
+// What a splat gathers is summed over all splats here, which saves what ends a splat.
+struct GatherRow {
+  B t, behind, gradients[kGathered], feature_sums[kGathered], q, qy, qyy;
+  explicit GatherRow(float start) : t(broadcast(start, B())), behind(t), q(t), qy(t), qyy(t) {
+    for (B& gradient : gradients) gradient = t;
+    for (B& sum : feature_sums) sum = t;
+  }
+  void visit(const BareSplat& splat, B dy) {
+    const B zero = broadcast(0.0f, B()), one = broadcast(1.0f, B());
+    const B raw = splat.row.alpha(0, dy);
+    const auto drawn = at_least(raw, broadcast(float(kMinAlpha), B()));
+    const B alpha = select(drawn, min(raw, broadcast(float(kMaxAlpha), B())), zero);
+    const B inverse = one / (one - alpha);
+    t = t * inverse;
+    const B weight = alpha * t;
+    B along = zero;
+    for (int k = 0; k < kGathered; ++k) {
+      along = fma(gradients[k], broadcast(splat.feature[k], B()), along);
+      feature_sums[k] = fma(weight, gradients[k], feature_sums[k]);
+    }
+    const B more = select(drawn, raw * (t * along - behind * inverse), zero);
+    behind = fma(weight, along, behind);
+    q = q + more;
+    const B more_y = more * dy;
+    qy = qy + more_y;
+    qyy = fma(more_y, dy, qyy);
+  }
+  B result() const {
+    B all = t + behind + q + qy + qyy;
+    for (const B& sum : feature_sums) all = all + sum;
+    return all;
+  }
+};
+
+// Wide, and faint enough that no pixel stops.
+BareSplat bare_splat(int i) {
+  float record[kGeometry] = {};
+  record[kX] = record[kY] = 8.0f + 0.01f * i;
+  record[kQuadXX] = record[kQuadYY] = -0.001f;
+  record[kQuadXY] = 0.0001f;
+  record[kOpacity] = 0.01f;
+  BareSplat splat{SplatRow<float>(record, 0, 0), {}};
+  for (int k = 0; k < kFeatures; ++k) splat.feature[k] = 0.1f * (k + 1);
+  return splat;
+}
+
+// Visits every splat with a few rows at a time, which do not wait for each other.
+template <typename Row>
+B visit_all(const BareSplat* splats, float start) {
+  Row first(start), second(start), third(start), fourth(start);
+  for (int s = 0; s < kSplats; ++s) {
+    const BareSplat& splat = splats[s];
+    const float y = splat.row.y;
+    first.visit(splat, broadcast(y, B()));
+    second.visit(splat, broadcast(y - 1, B()));
+    if (kRows == 4) {
+      third.visit(splat, broadcast(y - 2, B()));
+      fourth.visit(splat, broadcast(y - 3, B()));
+    }
+  }
+  return first.result() + second.result() + third.result() + fourth.result();
+}
+
+template <typename Row>
+double time_rows(std::int64_t pairs) {
+  Buffer<BareSplat> splats;
+  splats.resize(kSplats);
+  for (int i = 0; i < kSplats; ++i) splats[i] = bare_splat(i);
+  const std::int64_t at_once = std::int64_t(kSplats) * kRows * B::lanes;
+  const std::int64_t turns = std::max<std::int64_t>(1, (pairs + at_once - 1) / at_once);
+  B total = broadcast(0.0f, B());
+  const auto start = std::chrono::steady_clock::now();
+  for (std::int64_t turn = 0; turn < turns; ++turn) {
+    total = total + visit_all<Row>(splats.data(), turn % 2 == 0 ? 1.0f : 0.999f);
+  }
+  const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
+  volatile float kept = sum(total);  // what is computed is used: no compiler may leave it out
+  (void)kept;
+  return spent.count() / (double(at_once) * double(turns));
+}
+
+}  // namespace
+
+template <typename S>
+PairCounts count_pairs(const Inputs<S>& in, const RenderState<S>& state, int threads) {
+  const int tiles = in.tiles_x() * in.tiles_y();
+  std::vector<PairCounts> per_worker(threads);
+  for (const ViewState<S>& view : state.views) {
+    parallel_for(tiles, threads, [&](int t, int worker) {
+      add(per_worker[worker], count_tile(in, view, t));
+    });
+  }
+  PairCounts all;
+  for (const PairCounts& part : per_worker) add(all, part);
+  return all;
+}
+
+template PairCounts count_pairs(const Inputs<float>&, const RenderState<float>&, int);
+template PairCounts count_pairs(const Inputs<double>&, const RenderState<double>&, int);
+
+double bare_kernel_ns(std::int64_t pairs, BareWork work) {
+  if (work == BareWork::kLook) return time_rows<LookRow>(pairs);
+  if (work == BareWork::kBlend) return time_rows<BlendRow>(pairs);
+  return time_rows<GatherRow>(pairs);
+}
+
+}  // namespace gr
