@@ -2,7 +2,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
@@ -155,6 +157,8 @@ NB_MODULE(_native, m) {
   // A graph that is alive at interpreter exit keeps its state alive: no leak of ours.
   nb::set_leak_warnings(false);
   m.attr("tile_size") = gr::kTile;
+  m.attr("isa") = gr::levels().name();
+  m.attr("isas") = gr::levels().names();
   gr::bind<float>(m, "_f32");
   gr::bind<double>(m, "_f64");
 }
