@@ -13,9 +13,12 @@ from rasterizer_scenes import random_cameras, random_gaussians
 
 from diff_gaussian_rasterization import _native as rasterizer
 from diff_gaussian_rasterization import rasterize, reference
+from photometric_loss import compare
+from photometric_loss import operator as photometric
+from photometric_loss import reference as photometric_reference
 
 HERE = Path(__file__).resolve().parent
-MODULES = {"diff_gaussian_rasterization": rasterizer}
+MODULES = {"diff_gaussian_rasterization": rasterizer, "photometric_loss": photometric._native}
 IMAGES, GRADIENTS = 1e-5, 1e-4  # float32, relative to the largest value
 
 
@@ -29,31 +32,48 @@ def run_at(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def computed(render=rasterize, **options) -> dict[str, torch.Tensor]:
+def rendered(render=rasterize, **options) -> dict[str, torch.Tensor]:
     """Images of a scene of a few hundred Gaussians, and their gradients."""
     gaussians = random_gaussians(300)
     out = render(**gaussians, **random_cameras(2), **options)
     images = {"color": out.color, "alpha": out.alpha, "depth": out.depth}
     random = torch.Generator().manual_seed(1)
-    sum(
+    weighed = [
         (image * torch.randn(image.shape, generator=random)).sum() for image in images.values()
-    ).backward()
+    ]
+    sum(weighed).backward()
     found = {name: image.detach() for name, image in images.items()}
     return found | {f"grad of {name}": tensor.grad for name, tensor in gaussians.items()}
 
 
-@pytest.fixture(scope="module")
-def twin() -> dict[str, torch.Tensor]:
-    return computed(reference.rasterize)
+def compared(judge=compare, **options) -> dict[str, torch.Tensor]:
+    """SSIM and error of images whose width is no multiple of anything, and their gradient."""
+    random = torch.Generator().manual_seed(2)
+    images = torch.rand(2, 3, 67, 53, generator=random).requires_grad_()
+    targets = (255 * torch.rand(images.shape, generator=random)).to(torch.uint8)
+    ssim, error = judge(images, targets, error="l1", **options)
+    (ssim + 0.3 * error).backward()
+    # Of means over all pixels: each gradient is of the order of one over their number.
+    gradient = images.grad * images.numel()
+    return {"ssim": ssim.detach(), "error": error.detach(), "grad of images": gradient}
 
 
-@pytest.mark.parametrize("isa", rasterizer.isas)
-def test_rasterizer_matches_the_twin_at_each(isa, twin, tmp_path):
-    result = run_at(isa, __file__, str(tmp_path / "found.pt"))
+OPERATORS = {
+    "diff_gaussian_rasterization": (rendered, reference.rasterize),
+    "photometric_loss": (compared, photometric_reference.compare),
+}
+
+
+@pytest.mark.parametrize(
+    ("package", "isa"), [(name, isa) for name in OPERATORS for isa in MODULES[name].isas]
+)
+def test_each_matches_the_twin(package, isa, tmp_path):
+    result = run_at(isa, __file__, package, str(tmp_path / "found.pt"))
     assert result.returncode == 0, result.stderr
     found = torch.load(tmp_path / "found.pt")
     assert found["isa"] == isa
-    for name, expected in twin.items():
+    compute, twin = OPERATORS[package]
+    for name, expected in compute(twin).items():
         tolerance = GRADIENTS if name.startswith("grad") else IMAGES
         error = float((found["one thread"][name] - expected).abs().max())
         assert error <= tolerance * max(1.0, float(expected.abs().max())), name
@@ -80,13 +100,14 @@ def test_what_cannot_be_had_is_refused_in_one_line(package):
         assert name in last
 
 
-def main(path: str) -> None:
+def main(package: str, path: str) -> None:
     """What the tests compare, from a process of its own."""
-    found = {"isa": rasterizer.isa}
-    found["one thread"] = computed(num_threads=1)
-    found["three threads"] = computed(num_threads=3)
+    compute, _ = OPERATORS[package]
+    found = {"isa": MODULES[package].isa}
+    found["one thread"] = compute(num_threads=1)
+    found["three threads"] = compute(num_threads=3)
     torch.save(found, path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

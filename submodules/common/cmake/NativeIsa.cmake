@@ -2,7 +2,8 @@
 # loaded, see include/native/isa.h.
 #
 #   native_kernel_options(<target>)          how kernels are compiled, whatever the instruction set
-#   native_kernels(<target> <sources...>)    adds the sources to the target, once per level
+#   native_kernels(<target> <sources...> [OPTIONS ...] [AVX512_OPTIONS ...])
+#                                            adds the sources to the target, once per level
 #
 # Settings, as CMake definitions or environment variables:
 #   NATIVE_LEVELS   some of baseline;avx2;avx512 (default: all that the compiler has; one builds faster)
@@ -74,6 +75,10 @@ function(native_check_level target level)
 endfunction()
 
 function(native_kernels target)
+  cmake_parse_arguments(PARSE_ARGV 1 kernels "" "" "OPTIONS;AVX512_OPTIONS")
+  set(sources ${kernels_UNPARSED_ARGUMENTS})
+  set(extra_avx512 ${kernels_AVX512_OPTIONS})
+  target_include_directories(${target} PRIVATE "${NATIVE_COMMON_DIR}/include")
   set(added "")
   foreach(level IN LISTS NATIVE_LEVELS)
     if(NOT level IN_LIST NATIVE_ALL_LEVELS)
@@ -84,9 +89,10 @@ function(native_kernels target)
       continue()
     endif()
     list(APPEND added ${level})
-    add_library(${target}_${level} OBJECT ${ARGN})
+    add_library(${target}_${level} OBJECT ${sources})
     native_kernel_options(${target}_${level})
-    target_compile_options(${target}_${level} PRIVATE ${NATIVE_OPTIONS_${level}})
+    target_compile_options(${target}_${level} PRIVATE
+      ${NATIVE_OPTIONS_${level}} ${kernels_OPTIONS} ${extra_${level}})
     target_compile_definitions(${target}_${level} PRIVATE NATIVE_LEVEL=${level})
     target_include_directories(${target}_${level} PRIVATE
       $<TARGET_PROPERTY:${target},INCLUDE_DIRECTORIES>)
