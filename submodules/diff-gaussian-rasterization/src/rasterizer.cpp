@@ -42,11 +42,7 @@ class Spares {
 
 }  // namespace
 
-#define GR_DECLARE(level)        \
-  namespace level {              \
-  extern const Kernels kernels;  \
-  }
-NATIVE_EACH_LEVEL(GR_DECLARE)
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
 
 const native::Levels<Kernels>& levels() {
   static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};

@@ -11,11 +11,7 @@ namespace nb = nanobind;
 
 namespace photometric {
 
-#define PHOTOMETRIC_DECLARE(level) \
-  namespace level {                \
-  extern const Kernels kernels;    \
-  }
-NATIVE_EACH_LEVEL(PHOTOMETRIC_DECLARE)
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
 
 const native::Levels<Kernels>& levels() {
   static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};

@@ -7,8 +7,7 @@
 //
 //   namespace package {
 //   struct Kernels { void (*forward)(...); };                   // what a level offers
-//   #define DECLARE(level) namespace level { extern const Kernels kernels; }
-//   NATIVE_EACH_LEVEL(DECLARE)
+//   NATIVE_EACH_LEVEL(NATIVE_DECLARE)
 //   const native::Levels<Kernels>& levels() {
 //     static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};
 //     return all;
@@ -45,6 +44,7 @@
 #define NATIVE_IF_AVX512(x)
 #endif
 #define NATIVE_EACH_LEVEL(x) NATIVE_IF_BASELINE(x) NATIVE_IF_AVX2(x) NATIVE_IF_AVX512(x)
+#define NATIVE_DECLARE(level) namespace level { extern const Kernels kernels; }
 #define NATIVE_ENTRY(level) {#level, native::runs_##level(), &level::kernels},
 
 namespace native {
