@@ -2,7 +2,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
@@ -132,7 +134,13 @@ nb::dict pairs(const Inputs<S>& in, const RenderState<S>& state, int threads) {
   PairCounts counts;
   {
     const nb::gil_scoped_release release;
-    counts = count_pairs(in, state, threads);
+    for (const ViewState<S>& view : state.views) {
+      const PairCounts more = stages(S()).count_pairs(in, view, threads);
+      counts.looked_at += more.looked_at;
+      counts.blended += more.blended;
+      counts.lanes += more.lanes;
+      counts.looked_at_back += more.looked_at_back;
+    }
   }
   nb::dict found;
   found["looked_at"] = counts.looked_at;
@@ -175,13 +183,15 @@ NB_MODULE(_native, m) {
   // A graph that is alive at interpreter exit keeps its state alive: no leak of ours.
   nb::set_leak_warnings(false);
   m.attr("tile_size") = gr::kTile;
+  m.attr("isa") = gr::levels().name();
+  m.attr("isas") = gr::levels().names();
   gr::bind<float>(m, "_f32");
   gr::bind<double>(m, "_f64");
   nb::enum_<gr::BareWork>(m, "BareWork")
       .value("look", gr::BareWork::kLook)
       .value("blend", gr::BareWork::kBlend)
       .value("gather", gr::BareWork::kGather);
-  m.def("bare_kernel_ns", &gr::bare_kernel_ns, nb::arg("pairs"), nb::arg("work"),
+  m.def("bare_kernel_ns", gr::levels().kernels().bare_kernel_ns, nb::arg("pairs"), nb::arg("work"),
         nb::call_guard<nb::gil_scoped_release>(),
         "For benchmarks: one thread's nanoseconds per (pixel, splat) pair, the arithmetic alone.");
 }

@@ -6,6 +6,7 @@
 #include "thread_pool.h"
 
 namespace gr {
+namespace NATIVE_LEVEL {
 namespace {
 
 // A tile while it is being blended: one cell per pack of pixels, holding side by side
@@ -175,4 +176,5 @@ template void blend_view(const Inputs<float>&, int, int, ViewState<float>&,
 template void blend_view(const Inputs<double>&, int, int, ViewState<double>&,
                          const Outputs<double>&);
 
+}  // namespace NATIVE_LEVEL
 }  // namespace gr

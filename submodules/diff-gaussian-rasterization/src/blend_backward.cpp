@@ -8,6 +8,7 @@
 #include "thread_pool.h"
 
 namespace gr {
+namespace NATIVE_LEVEL {
 namespace {
 
 // A tile on its way back: one cell per pack of pixels, holding side by side transmittance, the part
@@ -215,4 +216,5 @@ template void blend_view_backward(const Inputs<float>&, int, int, const ViewStat
 template void blend_view_backward(const Inputs<double>&, int, int, const ViewState<double>&,
                                   const ImageGradients<double>&, PairGradients<double>&);
 
+}  // namespace NATIVE_LEVEL
 }  // namespace gr

@@ -2,10 +2,11 @@
 // that both see the same bits and take the same decisions.
 #pragma once
 
-#include "rasterizer.h"
 #include "simd.h"
+#include "stages.h"
 
 namespace gr {
+namespace NATIVE_LEVEL {
 
 // Number of zeros below the lowest set bit; bits != 0.
 inline int lowest_bit(std::uint32_t bits) {
@@ -54,4 +55,5 @@ struct SplatRow {
   }
 };
 
+}  // namespace NATIVE_LEVEL
 }  // namespace gr

@@ -6,6 +6,8 @@
 #include <new>
 #include <utility>
 
+#include "native/isa.h"
+
 namespace gr {
 
 template <typename T>
@@ -14,17 +16,17 @@ class Buffer {
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
+  NATIVE_INLINE Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+  NATIVE_INLINE Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     std::swap(capacity_, other.capacity_);
     return *this;
   }
-  ~Buffer() { release(); }
+  NATIVE_INLINE ~Buffer() { release(); }
 
   // Sets the size; the contents are undefined afterwards.
-  void resize(std::size_t size) {
+  NATIVE_INLINE void resize(std::size_t size) {
     if (size > capacity_) {
       release();
       const std::size_t wanted = size + size / 4;
@@ -33,17 +35,17 @@ class Buffer {
     }
     size_ = size;
   }
-  void zero() {
+  NATIVE_INLINE void zero() {
     if (size_ != 0) std::memset(static_cast<void*>(data_), 0, size_ * sizeof(T));
   }
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-  std::size_t size() const { return size_; }
-  T& operator[](std::size_t i) { return data_[i]; }
-  const T& operator[](std::size_t i) const { return data_[i]; }
+  NATIVE_INLINE T* data() { return data_; }
+  NATIVE_INLINE const T* data() const { return data_; }
+  NATIVE_INLINE std::size_t size() const { return size_; }
+  NATIVE_INLINE T& operator[](std::size_t i) { return data_[i]; }
+  NATIVE_INLINE const T& operator[](std::size_t i) const { return data_[i]; }
 
  private:
-  void release() {
+  NATIVE_INLINE void release() {
     if (data_ != nullptr) ::operator delete(data_, std::align_val_t(64));
     data_ = nullptr;
     size_ = capacity_ = 0;

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <vector>
 
 #include "blend_row.h"
 #include "thread_pool.h"
 
 namespace gr {
+namespace NATIVE_LEVEL {
 namespace {
 
 // ---------------------------------------------------------------------------------- counting
@@ -201,21 +201,19 @@ double time_rows(std::int64_t pairs) {
 }  // namespace
 
 template <typename S>
-PairCounts count_pairs(const Inputs<S>& in, const RenderState<S>& state, int threads) {
-  const int tiles = in.tiles_x() * in.tiles_y();
-  std::vector<PairCounts> per_worker(threads);
-  for (const ViewState<S>& view : state.views) {
-    parallel_for(tiles, threads, [&](int t, int worker) {
-      add(per_worker[worker], count_tile(in, view, t));
-    });
-  }
+PairCounts count_pairs(const Inputs<S>& in, const ViewState<S>& state, int threads) {
+  Buffer<PairCounts> per_worker;
+  per_worker.resize(threads);
+  for (int worker = 0; worker < threads; ++worker) per_worker[worker] = PairCounts();
+  parallel_for(in.tiles_x() * in.tiles_y(), threads,
+               [&](int t, int worker) { add(per_worker[worker], count_tile(in, state, t)); });
   PairCounts all;
-  for (const PairCounts& part : per_worker) add(all, part);
+  for (int worker = 0; worker < threads; ++worker) add(all, per_worker[worker]);
   return all;
 }
 
-template PairCounts count_pairs(const Inputs<float>&, const RenderState<float>&, int);
-template PairCounts count_pairs(const Inputs<double>&, const RenderState<double>&, int);
+template PairCounts count_pairs(const Inputs<float>&, const ViewState<float>&, int);
+template PairCounts count_pairs(const Inputs<double>&, const ViewState<double>&, int);
 
 double bare_kernel_ns(std::int64_t pairs, BareWork work) {
   if (work == BareWork::kLook) return time_rows<LookRow>(pairs);
@@ -223,4 +221,5 @@ double bare_kernel_ns(std::int64_t pairs, BareWork work) {
   return time_rows<GatherRow>(pairs);
 }
 
+}  // namespace NATIVE_LEVEL
 }  // namespace gr

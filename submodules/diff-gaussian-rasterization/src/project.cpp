@@ -1,12 +1,12 @@
 // Per-Gaussian stages: projection and colour before blending, their gradients after it.
 #include <algorithm>
 #include <stdexcept>
-#include <vector>
 
-#include "rasterizer.h"
+#include "stages.h"
 #include "thread_pool.h"
 
 namespace gr {
+namespace NATIVE_LEVEL {
 namespace {
 
 template <typename S>
@@ -27,12 +27,12 @@ std::uint16_t row_bits(Span span) {
 
 // Appends the tiles that the footprint touches.
 template <typename S>
-void list_touches(const Footprint<S>& f, int tiles_x, std::vector<Touch>& touches) {
+void list_touches(const Footprint<S>& f, int tiles_x, Touches& touches) {
   for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
     const Span span = tile_span(f, ty);
     for (int tx = span.first; tx <= span.last; ++tx) {
       const std::uint16_t rows = row_bits(row_span(f, tx, ty));
-      if (rows != 0) touches.push_back({static_cast<std::uint32_t>(ty * tiles_x + tx), rows});
+      if (rows != 0) touches.push({static_cast<std::uint32_t>(ty * tiles_x + tx), rows});
     }
   }
 }
@@ -55,7 +55,7 @@ bool find_candidate(const Inputs<S>& in, int v, int i, const Camera<S>& camera,
 // Writes the record of a candidate and lists its tiles; false if its colour is not finite.
 template <typename S>
 bool finish_candidate(const Inputs<S>& in, int v, const Camera<S>& camera,
-                      const Candidate<S>& candidate, S* record, std::vector<Touch>& touches) {
+                      const Candidate<S>& candidate, S* record, Touches& touches) {
   const int i = candidate.gaussian;
   const S opacity = input_opacity(in, v, i);
   if (!color_features(in, v, i, camera, input_mean(in, v, i), record + kGeometry)) return false;
@@ -76,7 +76,7 @@ void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
 // Projects Gaussians [begin, end): first all shapes, then the colours of those on the image.
 template <typename S>
 void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>& state,
-                   std::int32_t* radii, S* depths, std::vector<Touch>& touches) {
+                   std::int32_t* radii, S* depths, Touches& touches) {
   const Camera<S> camera = in.camera(v);
   Candidate<S> found[kChunk];
   int count = 0;
@@ -126,9 +126,6 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
   state.records.resize(static_cast<std::size_t>(n) * state.record_stride);
   state.first_slot.resize(n + 1);
   projected.depths.resize(n);
-  if (static_cast<int>(projected.touches.size()) < chunk_count(n)) {
-    projected.touches.resize(chunk_count(n));
-  }
   parallel_for(chunk_count(n), threads, [&](int chunk, int) {
     project_chunk(in, v, chunk * kChunk, std::min(n, (chunk + 1) * kChunk), state, radii,
                   projected.depths.data(), projected.touches[chunk]);
@@ -161,8 +158,10 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
                            const InputGradients<S>& grad) {
   const Camera<S> camera = in.camera(v);
   const int n = in.gaussians;
-  parallel_for(chunk_count(n), threads, [&](int chunk, int) {
-    std::vector<S> sum(pairs.stride);
+  Buffer<S> sums;
+  sums.resize(std::size_t(pairs.stride) * threads);
+  parallel_for(chunk_count(n), threads, [&](int chunk, int worker) {
+    S* sum = sums.data() + std::size_t(pairs.stride) * worker;
     const int end = std::min(n, (chunk + 1) * kChunk);
     for (int i = chunk * kChunk; i < end; ++i) {
       constexpr int ahead = 8;
@@ -170,12 +169,12 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
         prefetch_color(in, v, i + ahead);
         prefetch(state.records.data() + std::size_t(i + ahead) * state.record_stride);
       }
-      if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum.data())) {
+      if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum)) {
         const S* record = state.records.data() + std::size_t(i) * state.record_stride;
-        gaussian_backward(in, v, i, camera, record[kOpacity], sum.data(), has_depth, grad,
+        gaussian_backward(in, v, i, camera, record[kOpacity], sum, has_depth, grad,
                           [&](Vec3<S> mean) {
                             return color_backward(in, v, i, camera, mean, record + kGeometry,
-                                                  sum.data() + kMoments, grad);
+                                                  sum + kMoments, grad);
                           });
       } else {
         emit_zeros(in, v, i, grad);
@@ -184,21 +183,13 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
   });
 }
 
-template <typename S>
-void mark_visible(const S* positions, const S* view, int count, bool* visible) {
-  for (int i = 0; i < count; ++i) {
-    const S* p = positions + 3 * static_cast<std::int64_t>(i);
-    visible[i] = view[2] * p[0] + view[6] * p[1] + view[10] * p[2] + view[14] > S(kNearPlane);
-  }
-}
-
-#define GR_INSTANTIATE(S)                                                                        \
-  template void project_view(const Inputs<S>&, int, int, ViewState<S>&, std::int32_t*,           \
-                             Projected<S>&);                                                     \
-  template void project_view_backward(const Inputs<S>&, int, int, const ViewState<S>&,           \
-                                      const PairGradients<S>&, bool, const InputGradients<S>&);  \
-  template void mark_visible(const S*, const S*, int, bool*);
+#define GR_INSTANTIATE(S)                                                                       \
+  template void project_view(const Inputs<S>&, int, int, ViewState<S>&, std::int32_t*,          \
+                             Projected<S>&);                                                    \
+  template void project_view_backward(const Inputs<S>&, int, int, const ViewState<S>&,          \
+                                      const PairGradients<S>&, bool, const InputGradients<S>&);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)
 
+}  // namespace NATIVE_LEVEL
 }  // namespace gr

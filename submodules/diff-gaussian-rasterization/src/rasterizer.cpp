@@ -1,6 +1,7 @@
 // The stages in their order, and the memory that passes from one render to the next.
 #include "rasterizer.h"
 
+#include <cstring>
 #include <mutex>
 
 namespace gr {
@@ -38,6 +39,20 @@ class Spares {
 
 }  // namespace
 
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
+
+const native::Levels<Kernels>& levels() {
+  static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};
+  return all;
+}
+
+void Touches::grow() {
+  Buffer<Touch> larger;
+  larger.resize(2 * size_ + kChunk);
+  if (size_ != 0) std::memcpy(larger.data(), memory_.data(), size_ * sizeof(Touch));
+  memory_ = std::move(larger);
+}
+
 template <typename S>
 RenderState<S>::~RenderState() {
   for (ViewState<S>& view : views) Spares<ViewState<S>>::give(std::move(view));
@@ -47,12 +62,15 @@ template <typename S>
 std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, int threads) {
   auto state = std::make_unique<RenderState<S>>();
   Projected<S> projected = Spares<Projected<S>>::take();
+  const std::size_t chunks = chunk_count(in.gaussians);
+  if (projected.touches.size() < chunks) projected.touches.resize(chunks);
   for (int v = 0; v < in.views; ++v) {
     state->views.push_back(Spares<ViewState<S>>::take());
     ViewState<S>& view = state->views.back();
-    project_view(in, v, threads, view, out.radii + std::int64_t(v) * in.gaussians, projected);
+    std::int32_t* radii = out.radii + std::int64_t(v) * in.gaussians;
+    stages(S()).project(in, v, threads, view, radii, projected);
     bin_view(in, threads, projected, view);
-    blend_view(in, v, threads, view, out);
+    stages(S()).blend(in, v, threads, view, out);
   }
   Spares<Projected<S>>::give(std::move(projected));
   return state;
@@ -63,17 +81,27 @@ void render_backward(const Inputs<S>& in, const RenderState<S>& state,
                      const ImageGradients<S>& image, const InputGradients<S>& grad, int threads) {
   PairGradients<S> pairs = Spares<PairGradients<S>>::take();
   for (int v = 0; v < in.views; ++v) {
-    blend_view_backward(in, v, threads, state.views[v], image, pairs);
-    project_view_backward(in, v, threads, state.views[v], pairs, image.depth != nullptr, grad);
+    const ViewState<S>& view = state.views[v];
+    stages(S()).blend_backward(in, v, threads, view, image, pairs);
+    stages(S()).project_backward(in, v, threads, view, pairs, image.depth != nullptr, grad);
   }
   Spares<PairGradients<S>>::give(std::move(pairs));
+}
+
+template <typename S>
+void mark_visible(const S* positions, const S* view, int count, bool* visible) {
+  for (int i = 0; i < count; ++i) {
+    const S* p = positions + 3 * static_cast<std::int64_t>(i);
+    visible[i] = view[2] * p[0] + view[6] * p[1] + view[10] * p[2] + view[14] > S(kNearPlane);
+  }
 }
 
 #define GR_INSTANTIATE(S)                                                                    \
   template struct RenderState<S>;                                                            \
   template std::unique_ptr<RenderState<S>> render(const Inputs<S>&, const Outputs<S>&, int); \
   template void render_backward(const Inputs<S>&, const RenderState<S>&,                     \
-                                const ImageGradients<S>&, const InputGradients<S>&, int);
+                                const ImageGradients<S>&, const InputGradients<S>&, int);    \
+  template void mark_visible(const S*, const S*, int, bool*);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)
 

@@ -7,6 +7,7 @@
 
 #include "buffer.h"
 #include "gaussian_rasterizer/gaussian.h"
+#include "native/isa.h"
 
 namespace gr {
 
@@ -31,7 +32,7 @@ struct ViewState {
   Buffer<S> transmittance;           // (tiles, 256) after the last contributor
   Buffer<S> last;                    // (tiles, 256) position of the last contributor, -1 if none
 
-  const S* record(std::uint32_t pair) const {
+  NATIVE_INLINE const S* record(std::uint32_t pair) const {
     return records.data() + std::size_t(pairs[pair].gaussian) * record_stride;
   }
 };
@@ -59,7 +60,7 @@ void mark_visible(const S* positions, const S* view, int count, bool* visible);
 
 constexpr int kChunk = 512;  // Gaussians handed to a thread at a time
 
-inline int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
+NATIVE_INLINE int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
 
 // A tile that a splat touches, and the pixel rows in it.
 struct Touch {
@@ -67,26 +68,34 @@ struct Touch {
   std::uint16_t rows;
 };
 
+// The tiles of a chunk of Gaussians, in the order of the slots. It grows outside the kernels.
+class Touches {
+ public:
+  NATIVE_INLINE void clear() { size_ = 0; }
+  NATIVE_INLINE void push(Touch touch) {
+    if (size_ == memory_.size()) grow();
+    memory_[size_++] = touch;
+  }
+  NATIVE_INLINE std::size_t size() const { return size_; }
+  NATIVE_INLINE const Touch* data() const { return memory_.data(); }
+
+ private:
+  void grow();
+  Buffer<Touch> memory_;
+  std::size_t size_ = 0;
+};
+
 // What the projection of a view hands to its binning.
 template <typename S>
 struct Projected {
-  Buffer<S> depths;                         // (N), valid for drawn splats
-  std::vector<std::vector<Touch>> touches;  // per chunk of Gaussians, in the order of the slots
+  Buffer<S> depths;              // (N), valid for drawn splats
+  std::vector<Touches> touches;  // per chunk of Gaussians, at least
 };
-
-// Projects all Gaussians of one view; fills records, first_slot, radii and `projected`.
-template <typename S>
-void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
-                  std::int32_t* radii, Projected<S>& projected);
 
 // Sorts the drawn splats by depth and lists them tile by tile.
 template <typename S>
 void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
               ViewState<S>& state);
-
-template <typename S>
-void blend_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
-                const Outputs<S>& out);
 
 // Sums, per pair, of the gradients over the pixels of a tile: the moments, then the features.
 template <typename S>
@@ -96,16 +105,33 @@ struct PairGradients {
   Buffer<std::uint8_t> written;  // (pairs)
 };
 
-template <typename S>
-void blend_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                         const ImageGradients<S>& image, PairGradients<S>& pairs);
+struct PairCounts;    // of light.h, as BareWork
+enum class BareWork;
 
+// The stages that are compiled for several instruction sets; stages.h says what they do.
 template <typename S>
-void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                           const PairGradients<S>& pairs, bool has_depth,
-                           const InputGradients<S>& grad);
+struct Stages {
+  void (*project)(const Inputs<S>&, int v, int threads, ViewState<S>&, std::int32_t* radii,
+                  Projected<S>&);
+  void (*blend)(const Inputs<S>&, int v, int threads, ViewState<S>&, const Outputs<S>&);
+  void (*blend_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
+                         const ImageGradients<S>&, PairGradients<S>&);
+  void (*project_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
+                           const PairGradients<S>&, bool has_depth, const InputGradients<S>&);
+  PairCounts (*count_pairs)(const Inputs<S>&, const ViewState<S>&, int threads);
+};
 
-inline void prefetch(const void* address) {
+struct Kernels {
+  Stages<float> f32;
+  Stages<double> f64;
+  double (*bare_kernel_ns)(std::int64_t pairs, BareWork work);
+};
+
+const native::Levels<Kernels>& levels();
+inline const Stages<float>& stages(float) { return levels().kernels().f32; }
+inline const Stages<double>& stages(double) { return levels().kernels().f64; }
+
+NATIVE_INLINE void prefetch(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address);
 #else

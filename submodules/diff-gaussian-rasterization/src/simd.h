@@ -1,5 +1,7 @@
 // A row of pixels as SIMD registers. float: AVX-512 or AVX2 when the compiler targets them, else
 // the vectors of GCC and Clang (SSE2, NEON); double and other compilers: short arrays.
+//
+// Compiled once per level (native/isa.h): `Pack` is another type at each.
 #pragma once
 
 #include <cmath>
@@ -10,6 +12,7 @@
 #endif
 
 namespace gr {
+namespace NATIVE_LEVEL {
 
 // 2^x on [-0.5, 0.5] is 1 + x * q(x); relative error 9e-8, exact at 0.
 constexpr float kExp2[5] = {0.693146977597679f, 0.24022242083111778f, 0.055507337444709925f,
@@ -256,4 +259,5 @@ inline F exp2_of(F x) {
 inline float sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 #endif
 
+}  // namespace NATIVE_LEVEL
 }  // namespace gr

@@ -18,8 +18,8 @@ try:
     from hash_encoder import _native
 except ImportError as error:
     raise ImportError(
-        f"the native part of hash_encoder is not built ({error}); "
-        "run: pip install -e submodules/hash-encoder"
+        f"the native part of hash_encoder cannot be loaded ({error}); "
+        "if it is not built, run: pip install -e submodules/hash-encoder"
     ) from error
 
 

@@ -3,6 +3,7 @@
 // `make_grid` that no index can leave its array.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <vector>
@@ -11,6 +12,20 @@
 #include "layout.h"
 
 namespace nb = nanobind;
+
+namespace hashgrid {
+
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
+
+const native::Levels<Kernels>& levels() {
+  static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};
+  return all;
+}
+
+const Routines<float>& routines(float) { return levels().kernels().f32; }
+const Routines<double>& routines(double) { return levels().kernels().f64; }
+
+}  // namespace hashgrid
 
 namespace {
 
@@ -39,7 +54,7 @@ void forward(const Matrix<const T>& x, const Matrix<const T>& table, const Layou
   check_arrays<T>(x, table, features.shape(0), features.shape(1), grid);
   const std::int64_t count = static_cast<std::int64_t>(x.shape(0));
   nb::gil_scoped_release release;
-  hashgrid::forward(x.data(), count, table.data(), grid, threads, features.data());
+  hashgrid::routines(T()).forward(x.data(), count, table.data(), grid, threads, features.data());
 }
 
 template <typename T>
@@ -50,8 +65,8 @@ void backward_table(const Matrix<const T>& x, const Layout& layout,
   check_arrays<T>(x, grad_table, grad_features.shape(0), grad_features.shape(1), grid);
   const std::int64_t count = static_cast<std::int64_t>(x.shape(0));
   nb::gil_scoped_release release;
-  hashgrid::backward_table(x.data(), count, grid, grad_features.data(), threads,
-                           grad_table.data());
+  hashgrid::routines(T()).backward_table(x.data(), count, grid, grad_features.data(), threads,
+                                         grad_table.data());
 }
 
 template <typename T>
@@ -62,8 +77,8 @@ void backward_points(const Matrix<const T>& x, const Matrix<const T>& table, con
   check(grad_x.shape(0) == x.shape(0) && grad_x.shape(1) == x.shape(1), "grad_x must be as x");
   const std::int64_t count = static_cast<std::int64_t>(x.shape(0));
   nb::gil_scoped_release release;
-  hashgrid::backward_points(x.data(), count, table.data(), grid, grad_features.data(), threads,
-                            grad_x.data());
+  hashgrid::routines(T()).backward_points(x.data(), count, table.data(), grid,
+                                          grad_features.data(), threads, grad_x.data());
 }
 
 template <typename T>
@@ -93,6 +108,8 @@ NB_MODULE(_native, m) {
           },
           nb::arg("scales"), nb::arg("resolutions"), nb::arg("offsets"), nb::arg("hashed"),
           nb::arg("features"), nb::arg("smooth"));
+  m.attr("isa") = hashgrid::levels().name();
+  m.attr("isas") = hashgrid::levels().names();
   bind<float>(m);
   bind<double>(m);
 }

@@ -11,8 +11,10 @@
 
 #if defined(__CUDACC__)
 #define HASH_GRID_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define HASH_GRID_HD __forceinline
 #else
-#define HASH_GRID_HD inline
+#define HASH_GRID_HD inline __attribute__((always_inline))
 #endif
 
 #if defined(__CUDA_ARCH__)

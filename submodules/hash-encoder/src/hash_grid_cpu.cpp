@@ -1,13 +1,17 @@
 #include "hash_grid_cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <type_traits>
 
-#include "parallel.h"
+#include "native/workers.h"
 
 namespace hashgrid {
+namespace NATIVE_LEVEL {
 namespace {
+
+using native::run_workers;
 
 constexpr std::int64_t kMinLookupsPerThread = 16384;  // points times levels; see workers_for
 constexpr int kTilePoints = 4096;  // rows of features that stay in the cache over all levels
@@ -343,6 +347,15 @@ void dispatch(int dims, int features, const Body& body) {
   });
 }
 
+// Calls body(task) for task in [0, tasks); a worker takes the next task when it is done with one.
+template <typename Body>
+void run_tasks(int workers, int tasks, const Body& body) {
+  std::atomic<int> next{0};
+  run_workers(workers < tasks ? workers : tasks, [&](int) {
+    for (int task = next++; task < tasks; task = next++) body(task);
+  });
+}
+
 // As many as have enough to do: starting a thread costs tens of microseconds.
 int workers_for(std::int64_t lookups, int threads) {
   const std::int64_t useful = std::max<std::int64_t>(1, lookups / kMinLookupsPerThread);
@@ -368,8 +381,6 @@ struct Cut {
     if (workers == 1) group = line;
   }
 };
-
-}  // namespace
 
 template <typename T>
 void forward(const T* x, std::int64_t count, const T* table, const Grid<T>& grid, int threads,
@@ -419,12 +430,13 @@ void backward_points(const T* x, std::int64_t count, const T* table, const Grid<
   });
 }
 
-#define HASH_GRID_INSTANTIATE(T)                                                             \
-  template void forward<T>(const T*, std::int64_t, const T*, const Grid<T>&, int, T*);       \
-  template void backward_table<T>(const T*, std::int64_t, const Grid<T>&, const T*, int, T*); \
-  template void backward_points<T>(const T*, std::int64_t, const T*, const Grid<T>&,         \
-                                   const T*, int, T*);
-HASH_GRID_INSTANTIATE(float)
-HASH_GRID_INSTANTIATE(double)
+template <typename T>
+constexpr Routines<T> kRoutines = {forward<T>, backward_table<T>, backward_points<T>};
 
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {kRoutines<float>, kRoutines<double>};
+
+}  // namespace NATIVE_LEVEL
 }  // namespace hashgrid

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hash_grid.h"
+#include "native/isa.h"
 
 namespace hashgrid {
 
@@ -29,8 +30,8 @@ struct Grid {
   int features;       // F of a level
   bool smooth;        // smoothstep weights, else linear
 
-  std::int64_t width() const { return static_cast<std::int64_t>(levels.size()) * features; }
-  std::int64_t end(int level) const {  // one past the last row of a level
+  NATIVE_INLINE std::int64_t width() const { return static_cast<std::int64_t>(levels.size()) * features; }
+  NATIVE_INLINE std::int64_t end(int level) const {  // one past the last row of a level
     const bool last = level + 1 == static_cast<int>(levels.size());
     return last ? rows : levels[level + 1].offset;
   }

@@ -15,8 +15,8 @@ try:
     from hexplane_encoder import _native
 except ImportError as error:
     raise ImportError(
-        f"the native part of hexplane_encoder is not built ({error}); "
-        "run: pip install -e submodules/hexplane-encoder"
+        f"the native part of hexplane_encoder cannot be loaded ({error}); "
+        "if it is not built, run: pip install -e submodules/hexplane-encoder"
     ) from error
 
 PLANE_NAMES = ("xy", "xz", "yz")

@@ -2,6 +2,7 @@
 // the argument; here the types guarantee dtype, rank, contiguity and device.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <vector>
@@ -9,6 +10,20 @@
 #include "hexplane_cpu.h"
 
 namespace nb = nanobind;
+
+namespace hexplane {
+
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
+
+const native::Levels<Kernels>& levels() {
+  static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};
+  return all;
+}
+
+const Routines<float>& routines(float) { return levels().kernels().f32; }
+const Routines<double>& routines(double) { return levels().kernels().f64; }
+
+}  // namespace hexplane
 
 namespace {
 
@@ -38,7 +53,7 @@ void forward(const Array<const T>& xyz, const std::vector<Array<const T>>& grids
   const hexplane::Grids<const T> values = make_grids<const T>(grids);
   const std::int64_t count = static_cast<std::int64_t>(xyz.shape(0));
   nb::gil_scoped_release release;
-  hexplane::forward(xyz.data(), count, values, threads, features.data());
+  hexplane::routines(T()).forward(xyz.data(), count, values, threads, features.data());
 }
 
 template <typename T>
@@ -54,7 +69,7 @@ void backward(const Array<const T>& xyz, const std::vector<Array<const T>>& grid
                                          grad_grids.empty() ? nullptr : &grads, partials.data(),
                                          rows.data()};
   nb::gil_scoped_release release;
-  hexplane::backward(xyz.data(), count, values, grad_features.data(), threads, out);
+  hexplane::routines(T()).backward(xyz.data(), count, values, grad_features.data(), threads, out);
 }
 
 template <typename T>
@@ -72,6 +87,8 @@ void bind(nb::module_& m) {
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of hexplane_encoder; called through hexplane_encoder.encode.";
   m.attr("BLOCK_POINTS") = hexplane::kBlockPoints;
+  m.attr("isa") = hexplane::levels().name();
+  m.attr("isas") = hexplane::levels().names();
   bind<float>(m);
   bind<double>(m);
 }

@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define HEXPLANE_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define HEXPLANE_HD __forceinline
 #else
-#define HEXPLANE_HD inline
+#define HEXPLANE_HD inline __attribute__((always_inline))
 #endif
 
 namespace hexplane {

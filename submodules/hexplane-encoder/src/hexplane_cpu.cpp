@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <type_traits>
-#include <vector>
 
-#include "parallel.h"
+#include "native/workers.h"
 
 namespace hexplane {
+namespace NATIVE_LEVEL {
 namespace {
+
+using native::run_workers;
 
 constexpr std::int64_t kMinPointsPerThread = 1024;  // below it, starting a thread costs more
 
@@ -237,7 +240,8 @@ void scatter_line(const Block<T>& block, int axis, Band band, const Grids<T>& gr
 Band balanced_band(const std::int32_t* rows, std::int64_t count, int height, int worker,
                    int workers) {
   if (workers == 1) return {0, height};
-  std::vector<std::int64_t> load(height + 1, 0);  // contributions to each row
+  // Contributions to each row.
+  const std::unique_ptr<std::int64_t[]> load(new std::int64_t[height + 1]());
   for (std::int64_t i = 0; i < count; ++i) {
     if (rows[i] < 0) continue;
     ++load[rows[i]];
@@ -273,8 +277,6 @@ int workers_for(std::int64_t count, int threads) {
   return static_cast<int>(std::min<std::int64_t>(std::max(threads, 1), useful));
 }
 
-}  // namespace
-
 template <typename T>
 void forward(const T* xyz, std::int64_t count, const Grids<const T>& grids, int threads,
              T* features) {
@@ -300,11 +302,13 @@ void backward(const T* xyz, std::int64_t count, const Grids<const T>& grids,
   }
 }
 
-#define HEXPLANE_INSTANTIATE(T)                                                              \
-  template void forward<T>(const T*, std::int64_t, const Grids<const T>&, int, T*);          \
-  template void backward<T>(const T*, std::int64_t, const Grids<const T>&, const T*, int,    \
-                            const BackwardOutputs<T>&);
-HEXPLANE_INSTANTIATE(float)
-HEXPLANE_INSTANTIATE(double)
+template <typename T>
+constexpr Routines<T> kRoutines = {forward<T>, backward<T>};
 
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {kRoutines<float>, kRoutines<double>};
+
+}  // namespace NATIVE_LEVEL
 }  // namespace hexplane

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "hexplane.h"
+#include "native/isa.h"
 
 namespace hexplane {
 
@@ -20,23 +21,30 @@ struct Grids {
   int channels;
 };
 
-// features (N, C) = encode(xyz (N, 3)); a row with a NaN coordinate becomes NaN.
-template <typename T>
-void forward(const T* xyz, std::int64_t count, const Grids<const T>& grids, int threads,
-             T* features);
-
 template <typename T>
 struct BackwardOutputs {
-  T* xyz;              // (N, 3), or null: not wanted
+  T* xyz;                 // (N, 3), or null: not wanted
   const Grids<T>* grids;  // zeroed by the caller, or null: not wanted
-  T* partials;         // scratch (kBlockPoints or N, 6, C)
-  std::int32_t* rows;  // scratch (6, kBlockPoints or N)
+  T* partials;            // scratch (kBlockPoints or N, 6, C)
+  std::int32_t* rows;     // scratch (6, kBlockPoints or N)
 };
 
-// Vector-Jacobian product. Every gradient cell is summed in the order of the points by one thread,
-// so the bits do not depend on the number of threads. NaN points pass no gradient.
 template <typename T>
-void backward(const T* xyz, std::int64_t count, const Grids<const T>& grids,
-              const T* grad_features, int threads, const BackwardOutputs<T>& out);
+struct Routines {
+  // features (N, C) = encode(xyz (N, 3)); a row with a NaN coordinate becomes NaN.
+  void (*forward)(const T* xyz, std::int64_t count, const Grids<const T>& grids, int threads,
+                  T* features);
+
+  // Vector-Jacobian product. Every gradient cell is summed in the order of the points by one thread,
+  // so the bits do not depend on the number of threads. NaN points pass no gradient.
+  void (*backward)(const T* xyz, std::int64_t count, const Grids<const T>& grids,
+                   const T* grad_features, int threads, const BackwardOutputs<T>& out);
+};
+
+// What is compiled once per level, see native/isa.h.
+struct Kernels {
+  Routines<float> f32;
+  Routines<double> f64;
+};
 
 }  // namespace hexplane

@@ -15,8 +15,8 @@ try:
     from photometric_loss import _native
 except ImportError as error:
     raise ImportError(
-        f"the native part of photometric_loss is not built ({error}); "
-        "run: pip install -e submodules/photometric-loss"
+        f"the native part of photometric_loss cannot be loaded ({error}); "
+        "if it is not built, run: pip install -e submodules/photometric-loss"
     ) from error
 
 

@@ -2,10 +2,26 @@
 // the argument; here the types guarantee dtype, rank and device.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "photometric_cpu.h"
 
 namespace nb = nanobind;
+
+namespace photometric {
+
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
+
+const native::Levels<Kernels>& levels() {
+  static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};
+  return all;
+}
+
+const Routines<float>& routines(float) { return levels().kernels().f32; }
+const Routines<double>& routines(double) { return levels().kernels().f64; }
+
+}  // namespace photometric
 
 namespace {
 
@@ -47,7 +63,7 @@ void forward(const Images<const T>& images, const Targets& targets, const Mask& 
   const auto kind = static_cast<photometric::Error>(error_kind);
   T *ssim_out = data_or_null(ssim), *error_out = error.data(), *slope_out = data_or_null(slope);
   nb::gil_scoped_release release;
-  photometric::forward(in, kind, threads, ssim_out, error_out, slope_out);
+  photometric::routines(T()).forward(in, kind, threads, ssim_out, error_out, slope_out);
 }
 
 // A gradient, or 0 where there is none. A tensor, so that Python need not read it.
@@ -68,8 +84,8 @@ void backward(const Images<const T>& images, const Targets& targets, const Mask&
   const auto kind = static_cast<photometric::Error>(error_kind);
   const T* slope_in = data_or_null(slope);
   nb::gil_scoped_release release;
-  photometric::backward(in, kind, threads, slope_in, {value_of(grad_ssim), value_of(grad_error)},
-                        gradient.data());
+  const photometric::Upstream upstream{value_of(grad_ssim), value_of(grad_error)};
+  photometric::routines(T()).backward(in, kind, threads, slope_in, upstream, gradient.data());
 }
 
 template <typename T>
@@ -87,6 +103,8 @@ void bind(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of photometric_loss; called through photometric_loss.compare.";
+  m.attr("isa") = photometric::levels().name();
+  m.attr("isas") = photometric::levels().names();
   bind<float>(m);
   bind<double>(m);
 }

@@ -3,32 +3,22 @@
 
 #include <atomic>
 #include <cstdint>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include <functional>
+
+#include "native/isa.h"
 
 namespace photometric {
 
 // Calls body(worker) on up to `threads` threads, the caller's among them, and waits for all. Where
 // the system grants fewer, fewer call it: what there is to do is shared through `Tasks`.
-template <typename Body>
-void run_threads(int threads, const Body& body) {
-  std::vector<std::thread> others;
-  others.reserve(threads > 1 ? threads - 1 : 0);
-  try {
-    for (int i = 1; i < threads; ++i) others.emplace_back(body, i);
-  } catch (const std::system_error&) {
-  }
-  body(0);
-  for (std::thread& thread : others) thread.join();
-}
+void run_threads(int threads, const std::function<void(int worker)>& body);
 
 // Hands out [0, count) one by one.
 class Tasks {
  public:
-  explicit Tasks(std::int64_t count) : count_(count) {}
+  NATIVE_INLINE explicit Tasks(std::int64_t count) : count_(count) {}
   // The next task; false where none is left.
-  bool next(std::int64_t& task) {
+  NATIVE_INLINE bool next(std::int64_t& task) {
     task = next_.fetch_add(1, std::memory_order_relaxed);
     return task < count_;
   }

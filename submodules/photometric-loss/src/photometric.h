@@ -12,8 +12,10 @@
 
 #if defined(__CUDACC__)
 #define PHOTOMETRIC_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define PHOTOMETRIC_HD __forceinline
 #else
-#define PHOTOMETRIC_HD inline
+#define PHOTOMETRIC_HD inline __attribute__((always_inline))
 #endif
 
 namespace photometric {

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <vector>
 
 #include "parallel.h"
 
@@ -22,6 +21,7 @@
 #endif
 
 namespace photometric {
+namespace NATIVE_LEVEL {
 namespace {
 
 constexpr int kPad = 16;        // zeros on either side of a row: at least kRadius, and aligned
@@ -37,9 +37,9 @@ class Rows {
  public:
   Rows(int count, int width)
       : stride_((width + kPad - 1) / kPad * kPad + 2 * kPad),
-        memory_(std::size_t(count) * stride_ + kAlign / sizeof(T), T(0)) {
-    const std::size_t odd = reinterpret_cast<std::uintptr_t>(memory_.data()) % kAlign;
-    first_ = memory_.data() + (odd == 0 ? 0 : (kAlign - odd) / sizeof(T)) + kPad;
+        memory_(new T[std::size_t(count) * stride_ + kAlign / sizeof(T)]()) {
+    const std::size_t odd = reinterpret_cast<std::uintptr_t>(memory_.get()) % kAlign;
+    first_ = memory_.get() + (odd == 0 ? 0 : (kAlign - odd) / sizeof(T)) + kPad;
   }
   Rows(const Rows&) = delete;
 
@@ -48,7 +48,7 @@ class Rows {
  private:
   static constexpr std::size_t kAlign = 64;
   std::ptrdiff_t stride_;
-  std::vector<T> memory_;
+  std::unique_ptr<T[]> memory_;
   T* first_;
 };
 
@@ -315,9 +315,9 @@ struct Strips {
   }
 };
 
-double mean(const std::vector<double>& rows, std::int64_t count) {
+double mean(const double* rows, std::int64_t number, std::int64_t count) {
   double sum = 0;
-  for (double row : rows) sum += row;
+  for (std::int64_t row = 0; row < number; ++row) sum += rows[row];
   return sum / double(count);
 }
 
@@ -338,9 +338,13 @@ void sum_error_rows(const Inputs<T>& in, Error kind, const Strips& strips, int t
 template <typename T>
 void run_pipelines(const Inputs<T>& in, Error kind, const Strips& strips, int threads,
                    const RowSums& sums, T* slope) {
-  std::vector<std::unique_ptr<Pipeline<T>>> pipelines(strips.workers(threads));
-  for (auto& pipeline : pipelines) pipeline = std::make_unique<Pipeline<T>>(in, kind, sums, slope);
-  strips.run(int(pipelines.size()), [&](int worker, int plane, int first, int last) {
+  const int workers = strips.workers(threads);
+  const std::unique_ptr<std::unique_ptr<Pipeline<T>>[]> pipelines(
+      new std::unique_ptr<Pipeline<T>>[workers]);
+  for (int worker = 0; worker < workers; ++worker) {
+    pipelines[worker].reset(new Pipeline<T>(in, kind, sums, slope));
+  }
+  strips.run(workers, [&](int worker, int plane, int first, int last) {
     pipelines[worker]->run(plane, first, last);
   });
 }
@@ -369,22 +373,20 @@ void clear_masked(const unsigned char* mask, int width, T* out) {
   for (int i = 0; i < width; ++i) out[i] = mask[i] != 0 ? out[i] : T(0);
 }
 
-}  // namespace
-
 template <typename T>
 void forward(const Inputs<T>& in, Error kind, int threads, T* ssim, T* error, T* slope) {
   const std::int64_t rows = in.row_index(in.planes(), 0);
-  std::vector<double> ssim_rows(ssim ? rows : 0), error_rows(kind == Error::kNone ? 0 : rows);
-  const RowSums sums{ssim ? ssim_rows.data() : nullptr,
-                     kind == Error::kNone ? nullptr : error_rows.data()};
+  const std::unique_ptr<double[]> memory(new double[2 * rows]);
+  const RowSums sums{ssim ? memory.get() : nullptr,
+                     kind == Error::kNone ? nullptr : memory.get() + rows};
   const Strips strips(in.planes(), in.height, threads);
   if (ssim != nullptr) {
     run_pipelines(in, kind, strips, threads, sums, slope);
-    *ssim = T(mean(ssim_rows, in.count()));
+    *ssim = T(mean(sums.ssim, rows, in.count()));
   } else if (sums.error != nullptr) {
     sum_error_rows(in, kind, strips, threads, sums.error);
   }
-  if (sums.error != nullptr) *error = T(mean(error_rows, in.count()));
+  if (sums.error != nullptr) *error = T(mean(sums.error, rows, in.count()));
 }
 
 template <typename T>
@@ -408,10 +410,13 @@ void backward(const Inputs<T>& in, Error kind, int threads, const T* slope,
   });
 }
 
-#define PHOTOMETRIC_INSTANTIATE(T)                                                 \
-  template void forward(const Inputs<T>&, Error, int, T*, T*, T*);                 \
-  template void backward(const Inputs<T>&, Error, int, const T*, const Upstream&, T*);
-PHOTOMETRIC_INSTANTIATE(float)
-PHOTOMETRIC_INSTANTIATE(double)
+template <typename T>
+constexpr Routines<T> kRoutines = {forward<T>, backward<T>};
 
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {kRoutines<float>, kRoutines<double>};
+
+}  // namespace NATIVE_LEVEL
 }  // namespace photometric

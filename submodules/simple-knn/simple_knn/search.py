@@ -11,8 +11,8 @@ try:
     from simple_knn import _native
 except ImportError as error:
     raise ImportError(
-        f"the native part of simple_knn is not built ({error}); "
-        "run: pip install -e submodules/simple-knn"
+        f"the native part of simple_knn cannot be loaded ({error}); "
+        "if it is not built, run: pip install -e submodules/simple-knn"
     ) from error
 
 

@@ -13,8 +13,10 @@
 
 #if defined(__CUDACC__)
 #define SIMPLE_KNN_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define SIMPLE_KNN_HD __forceinline
 #else
-#define SIMPLE_KNN_HD inline
+#define SIMPLE_KNN_HD inline __attribute__((always_inline))
 #endif
 
 namespace simple_knn {
@@ -49,7 +51,7 @@ struct Shape {
   }
 };
 
-inline Shape shape_of(std::int64_t count) {
+SIMPLE_KNN_HD Shape shape_of(std::int64_t count) {
   Shape shape{count, 0};
   while (count > (std::int64_t{kLeafPoints} << shape.depth)) ++shape.depth;
   return shape;

@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
+#include <memory>
 
 #include "kd_tree.h"
-#include "parallel.h"
+#include "native/workers.h"
 
 namespace simple_knn {
+namespace NATIVE_LEVEL {
 namespace {
+
+using native::run_workers;
 
 constexpr std::int64_t kMinPointsPerThread = 2048;
 
@@ -43,9 +46,9 @@ class Tree {
   void scan_leaf(int leaf, std::int64_t self, const float* q, Neighbours& best) const;
 
   Shape shape_;
-  std::vector<Item> items_;       // in the order of the leaves
-  std::vector<float> x_, y_, z_;  // the same, for the leaf scan
-  std::vector<Box> boxes_;        // of the nodes
+  std::unique_ptr<Item[]> items_;       // in the order of the leaves
+  std::unique_ptr<float[]> x_, y_, z_;  // the same, for the leaf scan
+  std::unique_ptr<Box[]> boxes_;        // of the nodes
 };
 
 // The search of one point, as kd_tree.h asks for it.
@@ -64,13 +67,16 @@ struct Tree::Query {
 };
 
 Tree::Tree(const float* points, std::int64_t count, int threads)
-    : shape_(shape_of(count)), items_(count) {
+    : shape_(shape_of(count)),
+      items_(new Item[count]),
+      x_(new float[count]),
+      y_(new float[count]),
+      z_(new float[count]),
+      boxes_(new Box[shape_.nodes()]) {
   for (std::int64_t i = 0; i < count; ++i)
     items_[i] = {{points[3 * i], points[3 * i + 1], points[3 * i + 2]},
                  static_cast<std::int32_t>(i)};
-  boxes_.resize(shape_.nodes());
   for (int level = 0; level <= shape_.depth; ++level) split_level(level, threads);
-  x_.resize(count), y_.resize(count), z_.resize(count);
   for (std::int64_t i = 0; i < count; ++i) {
     x_[i] = items_[i].position[0];
     y_[i] = items_[i].position[1];
@@ -90,13 +96,13 @@ void Tree::split_level(int level, int threads) {
 
 // Bounds the points of a node and, above the leaves, parts them at the median.
 void Tree::split(std::int64_t node, int level) {
-  Item* first = items_.data() + shape_.begin(node, level);
-  Item* last = items_.data() + shape_.begin(node + 1, level);
+  Item* first = items_.get() + shape_.begin(node, level);
+  Item* last = items_.get() + shape_.begin(node + 1, level);
   const Box box = bounding_box(first, last);
   boxes_[node] = box;
   if (level == shape_.depth) return;
   const int axis = widest_axis(box);
-  Item* middle = items_.data() + shape_.begin(2 * node + 2, level + 1);
+  Item* middle = items_.get() + shape_.begin(2 * node + 2, level + 1);
   std::nth_element(first, middle, last, [axis](const Item& a, const Item& b) {
     return a.position[axis] < b.position[axis];
   });
@@ -125,8 +131,6 @@ void Tree::query_leaf(std::int64_t leaf, std::int64_t k, float* dist2,
   }
 }
 
-}  // namespace
-
 std::int64_t first_invalid(const float* points, std::int64_t count) {
   for (std::int64_t i = 0; i < 3 * count; ++i)
     if (!(std::abs(points[i]) <= kMaxCoordinate)) return i / 3;
@@ -145,4 +149,10 @@ void nearest_neighbours(const float* points, std::int64_t count, std::int64_t k,
   });
 }
 
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {first_invalid, nearest_neighbours};
+
+}  // namespace NATIVE_LEVEL
 }  // namespace simple_knn
