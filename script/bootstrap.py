@@ -224,7 +224,7 @@ def cpu_features() -> str:
 def toolchain_key(environment: Dict[str, str], version: Sequence[int]) -> str:
     """A hash of what a build depends on beside the sources: Python, compilers, flags, processor."""
     names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CMAKE_ARGS", "CUDACXX", "CUDAARCHS")
-    names += ("CMAKE_CUDA_ARCHITECTURES", "NATIVE_CUDA", "NATIVE_WERROR")
+    names += ("CMAKE_CUDA_ARCHITECTURES", "NATIVE_CUDA", "NATIVE_WERROR", "NATIVE_LEVELS")
     parts = [f"{name}={environment.get(name, '')}" for name in names]
     nvcc = os.path.realpath(shutil.which("nvcc", path=environment.get("PATH")) or "")
     return digest([*parts, nvcc, cpu_features(), str(tuple(version[:2]))])
