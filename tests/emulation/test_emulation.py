@@ -134,12 +134,11 @@ def test_sort_is_stable_and_by_the_bits_asked_for(checks):
     assert (data[600:] == expected).all()
 
 
-def test_scans_and_sums(checks):
+def test_sums(checks):
     values = np.arange(1, 11)
-    data = np.concatenate([values, np.zeros(21)]).astype(np.int32)
+    data = np.concatenate([values, np.zeros(10)]).astype(np.int32)
     checks.run("sums", data)
-    expected = [values, np.cumsum(values) - values, np.cumsum(values), [55]]
-    assert (data == np.concatenate(expected)).all()
+    assert (data == np.concatenate([values, np.cumsum(values) - values])).all()
 
 
 @pytest.mark.parametrize(

@@ -48,33 +48,16 @@ struct DeviceScan {
   template <typename In, typename Out, typename Count>
   static cudaError_t ExclusiveSum(void* temporary, std::size_t& bytes, In in, Out out, Count count,
                                   cudaStream_t = nullptr) {
+    using Sum = std::decay_t<decltype(out[0])>;
+    static_assert(std::is_same_v<Sum, std::decay_t<decltype(in[0])>>,
+                  "CUB sums in the type of its input, which would overflow unseen here");
     if (emulated::asks_for_size(temporary, bytes)) return cudaSuccess;
-    std::decay_t<decltype(out[0])> total = 0;
+    Sum total = 0;
     for (Count i = 0; i < count; ++i) {
       const auto value = in[i];
       out[i] = total;
       total += value;
     }
-    return cudaSuccess;
-  }
-  template <typename In, typename Out, typename Count>
-  static cudaError_t InclusiveSum(void* temporary, std::size_t& bytes, In in, Out out, Count count,
-                                  cudaStream_t = nullptr) {
-    if (emulated::asks_for_size(temporary, bytes)) return cudaSuccess;
-    std::decay_t<decltype(out[0])> total = 0;
-    for (Count i = 0; i < count; ++i) out[i] = total += in[i];
-    return cudaSuccess;
-  }
-};
-
-struct DeviceReduce {
-  template <typename In, typename Out, typename Count>
-  static cudaError_t Sum(void* temporary, std::size_t& bytes, In in, Out out, Count count,
-                         cudaStream_t = nullptr) {
-    if (emulated::asks_for_size(temporary, bytes)) return cudaSuccess;
-    std::decay_t<decltype(out[0])> total = 0;
-    for (Count i = 0; i < count; ++i) total += in[i];
-    out[0] = total;
     return cudaSuccess;
   }
 };
