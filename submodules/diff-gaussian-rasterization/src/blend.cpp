@@ -9,132 +9,187 @@ namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
 
-// A tile while it is being blended: one cell per pack of pixels, holding side by side
-// transmittance, position of the last contributor, and the sum of each feature.
-//
-// A pixel that has stopped keeps its transmittance negated, so that every later splat fails the
-// transmittance test there without a mask of its own.
+// Splats staged at a time, one bit each in the mask of a row: few enough for the first cache.
+constexpr int kBatch = 64;
+constexpr std::uint32_t kFar = 24;  // pairs; staging does little else than wait for their records
+
+// Splats whose alphas are computed at a time: each takes some 60 cycles, and processors do not look
+// ahead far enough to begin the next ones early.
 template <typename S>
-struct Tile {
-  static constexpr int kLanes = Pack<S>::lanes;
-  enum { kTransmittance, kLast, kSums };
+constexpr int kAtOnce = Pack<S>::lanes >= 16 ? 4 : 2;
 
-  S* cells;            // (16 * groups, kSums + features, lanes)
-  int cell_size;       // in elements
-  std::uint32_t live;  // bit y set while a pixel of row y goes on
+// Successive splats of a tile as a structure of arrays. At kBatch is one that is nowhere seen.
+template <typename S>
+struct Batch {
+  static constexpr int kNone = kBatch, kSize = kBatch + Pack<S>::lanes;
+  alignas(64) S x[kSize], y[kSize];  // relative to the tile
+  alignas(64) S xx[kSize], xy[kSize], yy[kSize], opacity[kSize];
+  alignas(64) S place[kSize];                 // position in the list of the tile
+  alignas(64) S slope[kSize], offset[kSize];  // of the row that is drawn
+  std::uint64_t rows[kTile];                  // bit i set if splat i touches the row
+  S* features;                                // (kSize, features)
 
-  static int size(int features) { return (kSums + features) * kTilePixels; }
-
-  S* cell(int y, int g) const { return cells + (y * kGroups<S> + g) * cell_size; }
-  S& at(int y, int x, int field) const {
-    return cell(y, x / kLanes)[field * kLanes + x % kLanes];
+  void start(S* memory, int size) {
+    features = memory;
+    for (S* array : {x, y, xx, xy, yy, opacity, place, slope, offset}) array[kNone] = S(0);
+    std::fill_n(features + kNone * size, size, S(0));
   }
 
-  void start(S* memory, int features, int columns, int rows) {
-    cells = memory;
-    cell_size = (kSums + features) * kLanes;
-    std::fill_n(cells, size(features), S(0));
+  // Stages pairs [p, p + count) of the list that begins at `first`.
+  void stage(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, std::uint32_t first,
+             std::uint32_t p, int count) {
+    std::uint64_t toggles[kTile + 1] = {};  // a splat touches successive rows
+    for (int i = 0; i < count; ++i) {
+      if (p + i + kFar < state.pairs.size()) prefetch(state.record(p + i + kFar));
+      const S* record = state.record(p + i);
+      x[i] = record[kX] - S(tx * kTile);
+      y[i] = record[kY] - S(ty * kTile);
+      xx[i] = record[kQuadXX];
+      xy[i] = record[kQuadXY];
+      yy[i] = record[kQuadYY];
+      opacity[i] = record[kOpacity];
+      place[i] = S(p - first + i);
+      const int size = in.features();
+      for (int k = 0; k < size; ++k) features[i * size + k] = record[kGeometry + k];
+      const std::uint64_t touched = state.rows[p + i], bit = std::uint64_t(1) << i;
+      const std::uint64_t lowest = touched & (~touched + 1);
+      toggles[lowest_bit(touched)] ^= bit;
+      toggles[lowest_bit(touched + lowest)] ^= bit;  // the row after the last
+    }
+    std::uint64_t touching = 0;
+    for (int row = 0; row < kTile; ++row) rows[row] = touching ^= toggles[row];
+  }
+
+  void start_row(int row, int count) {
+    const Pack<S> at = broadcast(S(row), Pack<S>());
+    for (int i = 0; i < count; i += Pack<S>::lanes) {
+      const Pack<S> dy = load(y + i, Pack<S>()) - at;
+      store(slope + i, row_slope(load(xy + i, Pack<S>()), dy));
+      store(offset + i, row_offset(load(yy + i, Pack<S>()), dy));
+    }
+  }
+
+  Pack<S> alpha(int i, Pack<S> lane) const {
+    using P = Pack<S>;
+    return alpha_along<S>(broadcast(x[i], P()) - lane, broadcast(xx[i], P()),
+                          broadcast(slope[i], P()), broadcast(offset[i], P()),
+                          broadcast(opacity[i], P()));
+  }
+};
+
+// A tile while it is being blended: planes of 16x16 pixels. A pixel that has stopped keeps its
+// transmittance negated, so that every later splat fails the transmittance test there.
+template <typename S>
+struct Tile {
+  S *transmittance, *last;  // last: position of the last contributor
+  S* sums;                  // (features, 256)
+  std::uint32_t live;       // bit y set while a pixel of row y goes on
+
+  void start(int features, int columns, int rows) {
+    std::fill_n(sums, features * kTilePixels, S(0));
+    std::fill_n(last, kTilePixels, S(-1));
     for (int y = 0; y < kTile; ++y) {
       for (int x = 0; x < kTile; ++x) {
-        at(y, x, kTransmittance) = x < columns && y < rows ? S(1) : S(-1);
-        at(y, x, kLast) = S(-1);
+        transmittance[y * kTile + x] = x < columns && y < rows ? S(1) : S(-1);
       }
     }
     live = (1u << rows) - 1;
   }
-
-  bool row_goes_on(int y) const {
-    bool on = false;
-    for (int g = 0; g < kGroups<S>; ++g) {
-      on |= any(at_least(load(cell(y, g), Pack<S>()), broadcast(S(0), Pack<S>())));
-    }
-    return on;
-  }
 };
 
-// Blends group g of row y; K is the number of features or 0 for `features`.
+// Blends the splats of `bits` into the pack of pixels at `pixel`, all in registers; false if none
+// of them goes on. K is the number of features or 0 for `features`.
 template <typename S, int K>
-inline void blend_group(Tile<S>& tile, const SplatRow<S>& splat, const S* feature, int features,
-                        int y, int g, Pack<S> dy, Pack<S> position) {
+bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int pixel,
+                int features, Pack<S> lane) {
   using P = Pack<S>;
-  const P raw = splat.alpha(g, dy);
-  const auto seen = at_least(raw, broadcast(S(kMinAlpha), P()));
-  if (!any(seen)) return;
   const int count = K > 0 ? K : features;
-  S* cell = tile.cells + (y * kGroups<S> + g) * (Tile<S>::kSums + count) * P::lanes;
-  const P zero = broadcast(S(0), P());
-  const P t = load(cell, P());
-  const P weight = min(raw, broadcast(S(kMaxAlpha), P())) * t;
-  const P next = t - weight;
-  const auto goes_on = at_least(next, broadcast(S(kMinTransmittance), P()));
-  const auto drawn = both(seen, goes_on);
-  const auto stops = both(without(seen, goes_on), at_least(t, zero));
-  P left = select(drawn, next, t);
-  if (any(stops)) {
-    left = select(stops, zero - t, left);
-    store(cell, left);
-    if (!tile.row_goes_on(y)) tile.live &= ~(1u << y);
-  }
-  if (!any(drawn)) return;
-  store(cell, left);
-  store(cell + P::lanes, select(drawn, position, load(cell + P::lanes, P())));
-  const P w = select(drawn, weight, zero);
-  for (int k = 0; k < count; ++k) {
-    S* sum = cell + (Tile<S>::kSums + k) * P::lanes;
-    store(sum, fma(w, broadcast(feature[k], P()), load(sum, P())));
-  }
-}
-
-template <typename S, int K>
-void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, Tile<S>& tile) {
-  const int index = ty * in.tiles_x() + tx;
-  const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
-  for (std::uint32_t p = first; p < end && tile.live != 0; ++p) {
-    if (p + kAhead < end) prefetch(state.record(p + kAhead));
-    std::uint32_t rows = state.rows[p] & tile.live;
-    if (rows == 0) continue;
-    const S* record = state.record(p);
-    const SplatRow<S> splat(record, tx, ty);
-    const Pack<S> position = broadcast(S(p - first), Pack<S>());
-    for (; rows != 0; rows &= rows - 1) {
-      const int y = lowest_bit(rows);
-      const Pack<S> dy = broadcast(splat.y - S(y), Pack<S>());
-      for (int g = 0; g < kGroups<S>; ++g) {
-        blend_group<S, K>(tile, splat, record + kGeometry, in.features(), y, g, dy, position);
+  const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
+  P t = load(tile.transmittance + pixel, P()), last = load(tile.last + pixel, P());
+  P own_sums[K > 0 ? K : 1];
+  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.sums + k * kTilePixels + pixel, P());
+  auto goes_on = at_least(t, zero);
+  while (bits != 0 && any(goes_on)) {
+    int at[kAtOnce<S>];
+    P raw[kAtOnce<S>];
+    for (int& i : at) {
+      i = bits != 0 ? lowest_bit(bits) : Batch<S>::kNone;
+      bits &= bits - 1;
+    }
+    for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], lane);
+    for (int j = 0; j < kAtOnce<S>; ++j) {
+      const auto seen = at_least(raw[j], broadcast(S(kMinAlpha), P()));
+      // 0 where not seen: then `next` is `t`, which passes the test.
+      const P alpha = select(seen, min(raw[j], broadcast(S(kMaxAlpha), P())), zero);
+      const P next = t * (one - alpha);
+      goes_on = both(goes_on, at_least(next, broadcast(S(kMinTransmittance), P())));
+      const P weight = select(goes_on, alpha * t, zero);
+      t = select(goes_on, next, t);
+      last = select(both(seen, goes_on), broadcast(batch.place[at[j]], P()), last);
+      const S* feature = batch.features + at[j] * count;
+      for (int k = 0; k < K; ++k) {
+        own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
+      }
+      for (int k = 0; K == 0 && k < count; ++k) {
+        S* sum = tile.sums + k * kTilePixels + pixel;
+        store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
       }
     }
   }
+  store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
+  store(tile.last + pixel, last);
+  for (int k = 0; k < K; ++k) store(tile.sums + k * kTilePixels + pixel, own_sums[k]);
+  return any(goes_on);
 }
 
-// Writes the tile to the image and keeps what the backward pass needs.
+template <typename S, int K>
+void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
+  for (std::uint32_t rows = tile.live; rows != 0; rows &= rows - 1) {
+    const int y = lowest_bit(rows);
+    if (batch.rows[y] == 0) continue;
+    batch.start_row(y, count);
+    bool on = false;
+    for (int g = 0; g < kGroups<S>; ++g) {
+      on |= blend_pack<S, K>(batch, batch.rows[y], tile, y * kTile + g * Pack<S>::lanes, features,
+                             lane_numbers<S>(g));
+    }
+    if (!on) tile.live &= ~(1u << y);
+  }
+}
+
+template <typename S, int K>
+void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, Batch<S>& batch,
+                Tile<S>& tile) {
+  const int index = ty * in.tiles_x() + tx;
+  const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
+  for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
+    const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
+    batch.stage(in, state, tx, ty, first, p, count);
+    blend_batch<S, K>(batch, count, in.features(), tile);
+  }
+}
+
+// Writes the tile to the image; what stays of it is what the backward pass needs.
 template <typename S>
 void finish_tile(const Inputs<S>& in, int v, int tx, int ty, const Tile<S>& tile,
-                 ViewState<S>& state, const Outputs<S>& out) {
-  const std::size_t kept = std::size_t(ty * in.tiles_x() + tx) * kTilePixels;
-  S* t = state.transmittance.data() + kept;
-  S* last = state.last.data() + kept;
+                 const Outputs<S>& out) {
   const int columns = std::min(kTile, in.width - tx * kTile);
   const int rows = std::min(kTile, in.height - ty * kTile);
   const std::size_t plane = std::size_t(in.width) * in.height;
   const std::size_t corner = std::size_t(ty * kTile) * in.width + tx * kTile;
-  for (int y = 0; y < kTile; ++y, t += kTile, last += kTile) {
-    for (int x = 0; x < kTile; ++x) {
-      t[x] = std::fabs(tile.at(y, x, Tile<S>::kTransmittance));
-      last[x] = tile.at(y, x, Tile<S>::kLast);
-    }
-    if (y >= rows) continue;
+  for (int i = 0; i < kTilePixels; ++i) tile.transmittance[i] = std::fabs(tile.transmittance[i]);
+  for (int y = 0; y < rows; ++y) {
+    const S *t = tile.transmittance + y * kTile, *sums = tile.sums + y * kTile;
     const std::size_t row = corner + std::size_t(y) * in.width;
-    for (int k = 0; k < in.channels; ++k) {
+    for (int k = 0; k < in.channels; ++k, sums += kTilePixels) {
       S* color = out.color + (std::size_t(v) * in.channels + k) * plane + row;
-      for (int x = 0; x < columns; ++x) {
-        color[x] = tile.at(y, x, Tile<S>::kSums + k) + t[x] * in.background[k];
-      }
+      for (int x = 0; x < columns; ++x) color[x] = sums[x] + t[x] * in.background[k];
     }
     S* alpha = out.alpha + v * plane + row;
     S* depth = out.depth + v * plane + row;
     for (int x = 0; x < columns; ++x) {
       alpha[x] = S(1) - t[x];
-      depth[x] = tile.at(y, x, Tile<S>::kSums + in.channels);
+      depth[x] = sums[x];
     }
   }
 }
@@ -142,17 +197,22 @@ void finish_tile(const Inputs<S>& in, int v, int tx, int ty, const Tile<S>& tile
 template <typename S, int K>
 void blend_tiles(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
                  const Outputs<S>& out) {
-  const int tiles_x = in.tiles_x(), tiles = tiles_x * in.tiles_y();
-  Buffer<S> memory;
-  const std::size_t per_thread = Tile<S>::size(in.features());
+  const int tiles_x = in.tiles_x(), tiles = tiles_x * in.tiles_y(), features = in.features();
+  Buffer<Batch<S>> batches;
+  Buffer<S> memory;  // per thread: the features of its batch, then the sums of its tile
+  const std::size_t per_thread = std::size_t(features) * (Batch<S>::kSize + kTilePixels);
+  batches.resize(threads);
   memory.resize(per_thread * threads);
   parallel_for(tiles, threads, [&](int t, int worker) {
     const int tx = t % tiles_x, ty = t / tiles_x;
-    Tile<S> tile;
-    tile.start(memory.data() + per_thread * worker, in.features(), in.width - tx * kTile,
-               std::min(kTile, in.height - ty * kTile));
-    blend_tile<S, K>(in, state, tx, ty, tile);
-    finish_tile(in, v, tx, ty, tile, state, out);
+    const std::size_t kept = std::size_t(t) * kTilePixels;
+    Batch<S>& batch = batches[worker];
+    batch.start(memory.data() + per_thread * worker, features);
+    Tile<S> tile{state.transmittance.data() + kept, state.last.data() + kept,
+                 batch.features + features * Batch<S>::kSize, 0};
+    tile.start(features, in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
+    blend_tile<S, K>(in, state, tx, ty, batch, tile);
+    finish_tile(in, v, tx, ty, tile, out);
   });
 }
 

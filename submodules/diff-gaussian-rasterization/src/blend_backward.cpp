@@ -87,7 +87,7 @@ struct Kernel {
 
 // Returns whether a pixel of the group was drawn. K as in the forward pass.
 template <typename S, int K>
-inline bool gather_group(const TileBack<S>& tile, const SplatRow<S>& splat, const S* feature,
+inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat, const S* feature,
                          int features, int y, int g, Pack<S> dy, Pack<S> position,
                          Gathered<S>& sums, Pack<S>* feature_sums) {
   using P = Pack<S>;
@@ -95,7 +95,7 @@ inline bool gather_group(const TileBack<S>& tile, const SplatRow<S>& splat, cons
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
   const int count = K > 0 ? K : features;
   S* cell = tile.cells + (y * kGroups<S> + g) * (T::kGradients + count) * P::lanes;
-  const P raw = splat.alpha(g, dy);
+  const P raw = splat.alpha(y, g);
   const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
                           at_least(load(cell + T::kLast * P::lanes, P()), position));
   if (!any(drawn)) return false;
@@ -123,7 +123,7 @@ inline bool gather_group(const TileBack<S>& tile, const SplatRow<S>& splat, cons
 
 // Moments of q about the splat's centre: 1, dx, dy, dx^2, dx dy, dy^2.
 template <typename S>
-void write_moments(const SplatRow<S>& splat, const Gathered<S>* gathered, S* out) {
+void write_moments(const SplatRows<S>& splat, const Gathered<S>* gathered, S* out) {
   std::fill_n(out, kMoments, S(0));
   for (int g = 0; g < kGroups<S>; ++g) {
     const Gathered<S>& a = gathered[g];
@@ -144,7 +144,7 @@ void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int 
   using P = Pack<S>;
   const Pair pair = kernel.state.pairs[p];
   const S* record = kernel.state.record(p);
-  const SplatRow<S> splat(record, tx, ty);
+  const SplatRows<S> splat(record, tx, ty);
   const P zero = broadcast(S(0), P()), position = broadcast(S(place), P());
   Gathered<S> gathered[kGroups<S>];
   for (auto& g : gathered) g = {zero, zero, zero};
@@ -156,7 +156,7 @@ void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int 
   for (std::uint32_t rows = kernel.state.rows[p]; rows != 0; rows &= rows - 1) {
     const int y = lowest_bit(rows);
     if (tile.row_last[y] < S(place)) continue;
-    const P dy = broadcast(splat.y - S(y), P());
+    const P dy = broadcast(splat.dy[y], P());
     for (int g = 0; g < kGroups<S>; ++g) {
       seen |= gather_group<S, K>(tile, splat, record + kGeometry, count, y, g, dy, position,
                                  gathered[g], feature_sums);

@@ -27,10 +27,9 @@ struct CountedTile {
     }
   }
 
-  void count_row(const SplatRow<S>& splat, int y, int place, PairCounts& counts) {
-    const Pack<S> dy = broadcast(splat.y - S(y), Pack<S>());
+  void count_row(const SplatRows<S>& splat, int y, int place, PairCounts& counts) {
     alignas(64) S raw[kTile];
-    for (int g = 0; g < kGroups<S>; ++g) store(raw + g * Pack<S>::lanes, splat.alpha(g, dy));
+    for (int g = 0; g < kGroups<S>; ++g) store(raw + g * Pack<S>::lanes, splat.alpha(y, g));
     bool on = false;
     for (int x = 0; x < columns; ++x) {
       const int i = y * kTile + x;
@@ -64,7 +63,7 @@ PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index)
   PairCounts counts;
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end; ++p) {
-    const SplatRow<S> splat(state.record(p), tx, ty);
+    const SplatRows<S> splat(state.record(p), tx, ty);
     for (std::uint32_t rows = state.rows[p]; rows != 0; rows &= rows - 1) {
       const int y = lowest_bit(rows);
       if (y < tile.rows) tile.count_row(splat, y, static_cast<int>(p - first), counts);
@@ -84,15 +83,15 @@ constexpr int kGathered = 3;  // backward: the gradient of an image of colours
 
 // One splat for all rows.
 struct BareSplat {
-  SplatRow<float> row;
+  SplatRows<float> rows;
   float feature[kFeatures];
 };
 
 struct LookRow {
   int seen = 0;
   explicit LookRow(float) {}
-  void visit(const BareSplat& splat, B dy) {
-    if (any(at_least(splat.row.alpha(0, dy), broadcast(float(kMinAlpha), B())))) ++seen;
+  void visit(const BareSplat& splat, int y) {
+    if (any(at_least(splat.rows.alpha(y, 0), broadcast(float(kMinAlpha), B())))) ++seen;
   }
   B result() const { return broadcast(float(seen), B()); }
 };
@@ -102,8 +101,8 @@ struct BlendRow {
   explicit BlendRow(float start) : t(broadcast(start, B())) {
     for (B& sum : sums) sum = broadcast(0.0f, B());
   }
-  void visit(const BareSplat& splat, B dy) {
-    const B raw = splat.row.alpha(0, dy);
+  void visit(const BareSplat& splat, int y) {
+    const B raw = splat.rows.alpha(y, 0);
     const B weight = min(raw, broadcast(float(kMaxAlpha), B())) * t;
     const B next = t - weight;
     const auto drawn = both(at_least(raw, broadcast(float(kMinAlpha), B())),
@@ -124,9 +123,9 @@ struct GatherRow {
     for (B& gradient : gradients) gradient = t;
     for (B& sum : feature_sums) sum = t;
   }
-  void visit(const BareSplat& splat, B dy) {
+  void visit(const BareSplat& splat, int y) {
     const B zero = broadcast(0.0f, B()), one = broadcast(1.0f, B());
-    const B raw = splat.row.alpha(0, dy);
+    const B raw = splat.rows.alpha(y, 0);
     const auto drawn = at_least(raw, broadcast(float(kMinAlpha), B()));
     const B alpha = select(drawn, min(raw, broadcast(float(kMaxAlpha), B())), zero);
     const B inverse = one / (one - alpha);
@@ -140,7 +139,7 @@ struct GatherRow {
     const B more = select(drawn, raw * (t * along - behind * inverse), zero);
     behind = fma(weight, along, behind);
     q = q + more;
-    const B more_y = more * dy;
+    const B dy = broadcast(splat.rows.dy[y], B()), more_y = more * dy;
     qy = qy + more_y;
     qyy = fma(more_y, dy, qyy);
   }
@@ -158,7 +157,7 @@ BareSplat bare_splat(int i) {
   record[kQuadXX] = record[kQuadYY] = -0.001f;
   record[kQuadXY] = 0.0001f;
   record[kOpacity] = 0.01f;
-  BareSplat splat{SplatRow<float>(record, 0, 0), {}};
+  BareSplat splat{SplatRows<float>(record, 0, 0), {}};
   for (int k = 0; k < kFeatures; ++k) splat.feature[k] = 0.1f * (k + 1);
   return splat;
 }
@@ -169,12 +168,11 @@ B visit_all(const BareSplat* splats, float start) {
   Row first(start), second(start), third(start), fourth(start);
   for (int s = 0; s < kSplats; ++s) {
     const BareSplat& splat = splats[s];
-    const float y = splat.row.y;
-    first.visit(splat, broadcast(y, B()));
-    second.visit(splat, broadcast(y - 1, B()));
+    first.visit(splat, 0);
+    second.visit(splat, 1);
     if (kRows == 4) {
-      third.visit(splat, broadcast(y - 2, B()));
-      fourth.visit(splat, broadcast(y - 3, B()));
+      third.visit(splat, 2);
+      fourth.visit(splat, 3);
     }
   }
   return first.result() + second.result() + third.result() + fourth.result();

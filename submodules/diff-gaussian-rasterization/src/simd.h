@@ -84,6 +84,12 @@ inline Pack<S> min(Pack<S> a, Pack<S> b) {
   GR_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i])
   return r;
 }
+template <typename S>
+inline Pack<S> minus_abs(Pack<S> a) {
+  Pack<S> r;
+  GR_LANES(-std::fabs(a.v[i]))
+  return r;
+}
 // 2^x for x <= 0.
 template <typename S>
 inline Pack<S> exp2_of(Pack<S> a) {
@@ -149,6 +155,7 @@ inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F minus_abs(F a) { return {_mm512_or_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline F select(F::Mask m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return a & b; }
@@ -189,6 +196,7 @@ inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F minus_abs(F a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline F select(F::Mask m, F a, F b) { return {_mm256_blendv_ps(b.v, a.v, m.bits)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {_mm256_and_ps(a.bits, b.bits)}; }
@@ -239,6 +247,7 @@ inline F select(F::Mask m, F a, F b) {
   return {(Float4)((m.bits & (Int4)a.v) | (~m.bits & (Int4)b.v))};
 }
 inline F min(F a, F b) { return select({a.v < b.v}, a, b); }
+inline F minus_abs(F a) { return {(Float4)((Int4)a.v | (Int4)broadcast(-0.0f, F()).v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {a.bits & b.bits}; }
 inline F::Mask without(F::Mask a, F::Mask b) { return {a.bits & ~b.bits}; }
 inline bool any(F::Mask m) {
