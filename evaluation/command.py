@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,10 +189,13 @@ def _check_out(out: Path, inputs: Sequence[Path]) -> None:
         images = path.resolve() if not is_run(path) else None
         if images is not None and images in here.parents:
             raise UserError(f"--out {out} is among the pictures of {path}; give another folder")
+    existing = next(path for path in (here, *here.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {out}: {existing} is a file, not a folder")
+    if not os.access(existing if existing != here else here.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: no permission to write to {existing}")
     if not out.exists():
         return
-    if not out.is_dir():
-        raise UserError(f"--out {out} is a file, not a folder")
     names = {path.name for path in out.iterdir()}
     if names and (not _is_ours(out / RECORD) or names - set(FILES)):
         odd = sorted(names - set(FILES)) or sorted(names)
@@ -231,6 +235,10 @@ def _open_one(path: Path, label: str, options: argparse.Namespace) -> Source:
     device = _picture_device(device)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run, or a folder of images and --gt")
+    if options.gt is not None and is_rendered(path):
+        raise UserError(
+            f"{path} has its own ground truth: leave out --gt, or measure {path / 'renders'}"
+        )
     if options.gt is not None:
         return open_folders(
             path,

@@ -261,8 +261,14 @@ def _remarks(m: Measured) -> list[str]:
 def _variants(measured: Sequence[Measured]) -> list[Block]:
     """Every mean there is, for comparing with papers that measured another way."""
     keys = list(dict.fromkeys(key for m in measured for key in m.means if key not in MOTION))
-    rows = [[key, *(number(key, m.means.get(key)) for m in measured)] for key in keys]
+    rows = [[key, *(_with_count(m, key) for m in measured)] for key in keys]
     return [Heading("All variants"), Table(["", *(m.label for m in measured)], rows)]
+
+
+def _with_count(m: Measured, key: str) -> str:
+    """A mean, and of how many views where it is not of all."""
+    text, count = number(key, m.means.get(key)), m.count(key)
+    return f"{text} ({count} of {len(m.rows)} views)" if 0 < count < len(m.rows) else text
 
 
 def _plots(folder: Path, measured: Sequence[Measured]) -> list[Block]:
