@@ -344,15 +344,19 @@ class _Gallery:
 
     def offer(self, name: str, row: dict[str, float], image: Tensor, target: Tensor) -> None:
         value = row.get(self.key)
-        low = value is not None and (len(self.found) < self.limit or value < self.found[-1][0])
-        if name not in self.names and not (low and self.limit):
+        low = value is not None and self._is_low(value)
+        if name not in self.names and not low:
             return
         picture = Picture(name, _pixels(image), _pixels(target))
         if name in self.names:
             self.kept[name] = picture
-        if low and self.limit:
+        if low:
             self.found = sorted([*self.found, (value, name, picture)], key=lambda f: f[:2])
             self.found = self.found[: self.limit]
+
+    def _is_low(self, value: float) -> bool:
+        room = len(self.found) < self.limit
+        return room or (bool(self.found) and value < self.found[-1][0])
 
     def worst(self) -> list[Picture]:
         return [picture for _, _, picture in self.found]

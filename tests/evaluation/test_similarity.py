@@ -1,4 +1,4 @@
-"""SSIM's variants against scikit-image and pytorch-msssim, on windows and ranges as protocols have."""
+"""SSIM's variants, by the windows and ranges of the protocols, against independent ones."""
 
 from __future__ import annotations
 
