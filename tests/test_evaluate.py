@@ -20,9 +20,11 @@ from arguments_MoDE.cli import parse_training, save_config
 from evaluation import command, report
 from evaluation.protocols import protocol_table
 from scene import load_scene
+from training import evaluation
 from training.checkpoint import model_folder, save_model
 from training.launch import build_model
 from utils.errors import cli
+from utils.lpips import NETS
 
 SMALL = ["-r", "64", "-d", "3", "--max_points", "200", "--quiet"]
 TINY = ["--kplanes_config", "resolution=[8, 8, 8, 4]", "--multires", "1", "--net_width", "8"]
@@ -107,7 +109,9 @@ def sources(out: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("program", [render_emb, render_hash], ids=lambda p: p.__name__)
-def test_numbers_are_those_of_rendering_bit_by_bit(program, source, tmp_path):
+def test_numbers_are_those_of_rendering_bit_by_bit(program, source, tmp_path, monkeypatch):
+    some = dict.fromkeys(NETS, 2 * 64 * 48)  # two of three views are compared by LPIPS
+    monkeypatch.setattr(evaluation, "LPIPS_CPU_PIXELS", some)
     run = make_run(source, tmp_path / "run", *TINY, *(GRIDS if program is render_hash else []))
     program.main(
         ["--model_path", str(run), "--skip_train", "--skip_video", "--device", "cpu", "--quiet"]
@@ -127,7 +131,7 @@ def test_numbers_are_those_of_rendering_bit_by_bit(program, source, tmp_path):
         assert ours["means"][key] == rendered[key]
     if "lpips_alex_views" in rendered:
         assert ours["means"]["lpips_alex"] == rendered["lpips_alex"]
-        assert ours["counts"]["lpips_alex"] == rendered["lpips_alex_views"]
+        assert ours["counts"]["lpips_alex"] == rendered["lpips_alex_views"] == 2
     assert ours["iteration"] == theirs["iteration"] == 100
     assert ours["means"]["psnr_moving"] == pytest.approx(theirs["means"]["psnr_moving"], abs=0.05)
 
@@ -139,6 +143,27 @@ def test_the_iteration_and_the_scenes_place_can_be_given(run, source, tmp_path, 
     assert "gone" in fails(capsys, tmp_path, run)
     assert go(run, "-s", source, "--iteration", "20", "--out", tmp_path / "out") == 0
     assert sources(tmp_path / "out")[0]["iteration"] == 20
+
+
+def test_lpips_of_every_view_can_be_had(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "LPIPS_CPU_PIXELS", dict.fromkeys(NETS, 1))
+    words = [str(pictures[0]), "--gt", str(pictures[1]), *QUICK, "--out", str(tmp_path / "out")]
+    for which, views in (("auto", 2), ("all", 3)):
+        evaluate.main([*words, "--lpips", which])
+        counts = sources(tmp_path / "out")[0]["counts"]
+        if "lpips_vgg_8bit" not in counts:
+            pytest.skip("the weights of LPIPS are not there")
+        assert counts["lpips_vgg_8bit"] == views
+
+
+def test_transparent_pictures_are_laid_over_the_background(pictures, tmp_path):
+    for folder, colour in zip(pictures, ((0, 0, 0, 0), (0, 0, 0, 255)), strict=True):
+        for path in folder.iterdir():
+            Image.new("RGBA", (32, 24), colour).save(path)
+    words = (pictures[0], "--gt", pictures[1], "--out", tmp_path / "out")
+    for background, psnr in (("white", 0), ("black", 100)):
+        go(*words, "--background", background)
+        assert sources(tmp_path / "out")[0]["psnr"] == psnr
 
 
 # ---- reports ------------------------------------------------------------------------------------

@@ -132,6 +132,14 @@ def test_flicker_belongs_to_the_later_frame_and_the_truth_has_its_own():
     assert rows[1]["flicker"] == pytest.approx(255 * 2 * 0.08 / np.pi**0.5, rel=0.1)
 
 
+def test_what_moved_a_moment_before_does_not_flicker_yet():
+    source = clip(4)
+    steady = [image * 0 + 0.5 for image in source.shown]
+    steady[2][:, 10:20, 5:9] = 1.0  # where the square was at first: it moves up to frame 1
+    rows = list(measured(Shown(steady, source.truth)).rows.values())
+    assert rows[2]["flicker"] == 0 and rows[3]["flicker"] > 0
+
+
 def test_pictures_without_order_in_time_have_no_such_numbers_and_the_reason():
     found = measured(clip(clip=None))
     assert not {"flicker", "psnr_moving"} & found.means.keys()
@@ -146,9 +154,11 @@ def test_masked_pixels_count_nowhere():
     spoilt = [image.clone() for image in source.shown]
     for image in spoilt:
         image[..., 26:] = 0
-    a = measured(Shown(source.shown, source.truth, [mask] * 4))
-    b = measured(Shown(spoilt, source.truth, [mask] * 4))
+    n3v = find_protocol("n3v")
+    a = measured(Shown(source.shown, source.truth, [mask] * 4), n3v)
+    b = measured(Shown(spoilt, source.truth, [mask] * 4), n3v)
     assert a.means == b.means and a.means["psnr"] != measured(source).means["psnr"]
+    assert "ssim_uniform7" in a.means
     assert any("masked" in text for text in a.deviations)
     nothing = [torch.zeros_like(mask), mask, mask, mask]
     assert list(measured(Shown(source.shown, source.truth, nothing)).rows.values())[0] == {}
@@ -223,6 +233,9 @@ def test_tlpips_is_the_difference_of_two_steps(perceptual):
     expected = abs(model(b, a, "legacy") - model(u, t, "legacy")).item()
     assert found.rows["cam/2"]["tlpips"] == pytest.approx(expected, abs=1e-6)
     assert "tlpips" not in found.rows["cam/0"] and found.count("tlpips") == 2
+    steady = Shown([x * 0 for x in source.shown], source.truth)
+    row = measured(steady, protocol, perceptual).rows["cam/2"]  # changes less than the truth
+    assert row["tlpips"] == pytest.approx(model(u, t, "legacy").item(), abs=1e-6)
     perfect = Shown([x.permute(2, 0, 1) / 255 for x in source.truth], source.truth)
     assert measured(perfect, protocol, perceptual).means["tlpips"] < 1e-6
 
