@@ -25,6 +25,7 @@ LAYERS = {  # a package may import those named, and itself
     "scene": {"arguments_MoDE", "utils"},
     "gaussian_renderer": {"scene", "arguments_MoDE", "utils"},
     "training": {"gaussian_renderer", "scene", "arguments_MoDE", "utils"},
+    "evaluation": {"training", "gaussian_renderer", "scene", "arguments_MoDE", "utils"},
 }
 
 

@@ -103,13 +103,14 @@ def measures(image: Tensor, target: Tensor, mask: Tensor | None) -> Measures:
     """What `compare` returns, still on the device; some pixel counts."""
     rounded = to_8bit(image).to(target) / 255
     found = {
-        **_quality(rounded, target, mask, "_8bit"),
-        **_quality(image.clamp(0, 1), target, mask),
+        **quality(rounded, target, mask, "_8bit"),
+        **quality(image.clamp(0, 1), target, mask),
     }
     return {key: found[key] for key in ("ssim_8bit", "psnr_8bit", "ssim", "psnr")}
 
 
-def _quality(image: Tensor, target: Tensor, mask: Tensor | None, suffix: str = "") -> Measures:
+def quality(image: Tensor, target: Tensor, mask: Tensor | None, suffix: str = "") -> Measures:
+    """``psnr`` and ``ssim``, with ``suffix``, of an image in [0, 1]; some pixel counts."""
     if mask is None:
         similarity = ssim(image, target)
     else:  # picking pixels waits for a GPU
@@ -181,7 +182,7 @@ def evaluate_views(
         loader.expect(chosen[index : index + 2])
         if counts(view):
             target, mask = loader.take([view])
-            rows.append(_quality(image, to_float(target)[0], None if mask is None else mask[0]))
+            rows.append(quality(image, to_float(target)[0], None if mask is None else mask[0]))
     masked = any(view.mask() is not None for view in chosen)
     numbers = mean_of(as_numbers(rows))
     return {**numbers, "views": len(rows), **({"masked": True} if masked else {})}
@@ -239,9 +240,11 @@ class Perceptual:
     def choose(self, views: Sequence[View]) -> dict[str, set[int]]:
         """The views that each network compares: all on a GPU, half a minute's worth on a CPU."""
         pixels = max(view.camera.width * view.camera.height for view in views)
-        return {
-            net: set(evenly_spaced(len(views), self._limit(net, pixels))) for net in self.models
-        }
+        return {net: self.choose_of(net, len(views), pixels) for net in self.models}
+
+    def choose_of(self, net: str, count: int, pixels: int) -> set[int]:
+        """The same, for one network and ``count`` images of at most ``pixels`` pixels."""
+        return set(evenly_spaced(count, self._limit(net, pixels)))
 
     def _limit(self, net: str, pixels: int) -> int | None:
         return max(2, int(LPIPS_CPU_PIXELS[net] / pixels)) if self.device.type == "cpu" else None
