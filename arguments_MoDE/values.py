@@ -195,6 +195,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "entropy_weight_final": (-math.inf, math.inf),
     "net_width": (1, math.inf),
     "multires": (1, math.inf),
+    "defor_depth": (0, 64),
+    "emb_defor_depth": (0, 64),
     "emb_net_width": (1, math.inf),
     "emb_min_embeddings": (1, math.inf),
     "emb_max_embeddings": (1, math.inf),
