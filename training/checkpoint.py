@@ -240,16 +240,19 @@ def _check_shapes(config: Config, facts: SceneFacts, path: Path) -> None:
     names = [] if config.hidden.static else config.hidden.experts
     with torch.device("meta"):  # shapes only
         experts = torch.nn.ModuleDict({name: REGISTRY[name](config, facts) for name in names})
-    wanted = {name: list(value.shape) for name, value in experts.state_dict().items()}
+    wanted = {name: ("F32", list(value.shape)) for name, value in experts.state_dict().items()}
+    found = {}
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():
+                piece = file.get_slice(name)
+                found[name] = (piece.get_dtype(), piece.get_shape())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not readable: {brief(error)}") from None
     for name in sorted({*wanted, *found}):
         if wanted.get(name) != found.get(name):
             raise UserError(
-                f"{path} does not fit the run's config.json: {brief(name, 80)} has shape "
+                f"{path} does not fit the run's config.json: {brief(name, 80)} is "
                 f"{found.get(name)} where the settings ask for {wanted.get(name)}"
             )
 

@@ -91,11 +91,9 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(LARGEST_JSON + 1)
-    if len(data) > LARGEST_JSON:
+    if path.stat().st_size > LARGEST_JSON:
         raise UserError(f"{path} is larger than {LARGEST_JSON >> 20} MiB: is it the right file?")
-    return data
+    return path.read_bytes()
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:

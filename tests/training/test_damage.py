@@ -1,4 +1,4 @@
-"""No change of a byte in a model or a checkpoint goes unnoticed, and every format stays readable."""
+"""Every change of a byte in a model or a checkpoint is noticed; every format stays readable."""
 
 from __future__ import annotations
 
