@@ -202,6 +202,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "emb_max_embeddings": (1, math.inf),
     "emb_temporal_embedding_dim": (1, math.inf),
     "emb_gaussian_embedding_dim": (1, math.inf),
+    "hash_bound": (1e-6, 1e6),
     "hash_smooth_ratio": (0, 1),
     "hash_space_perturb": (0, 1),
     "hash_time_perturb": (0, 1),
