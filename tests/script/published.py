@@ -486,6 +486,8 @@ def mode_splat(
 
 def write_mode(root: Path, hashed: bool, iteration: int = 30000, **settings: object) -> dict:
     c, state = canonical(), hexplane_tensors()
+    state["deformation_net.rotations_deform.3.weight"] *= 8
+    c["rotation"] *= 0.2  # so that the experts disagree by more than a quarter turn somewhere
     e, control = torch.randn(POINTS, PER_GAUSSIAN), torch.randn(POINTS, KNOTS, 8)
     folder = root / "point_cloud" / f"iteration_{iteration}"
     leftovers = [*(f"motion_{i}" for i in range(9)), *(f"omega_{i}" for i in range(4))]

@@ -149,6 +149,7 @@ def test_mode_with_embeddings_mixes_as_published(tmp_path, iteration):
     for t in TIMES:
         a = published.hexplane_raw(made["hexplane"], made["c"], t)
         b = published.embedding_raw(made["emb"], made["c"], made["e"], t, iteration, said)
+        assert ((a["rotation"] * b["rotation"]).sum(-1) < 0).any()  # blended without alignment
         theirs = published.mode_splat(a, b["xyz"], b["rotation"], made["control"], t)
         assert_same(ours_at(run, t), theirs)
 
