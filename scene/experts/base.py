@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from scene.experts.heads import two_layer_heads
 from scene.gaussian_model import Canonical
 
 if TYPE_CHECKING:
@@ -143,9 +144,9 @@ class Heads(nn.Module):
         weight, bias = self.first.weight, self.first.bias
         if len(chosen) < len(self.names):
             weight, bias = self._rows(weight, chosen), self._rows(bias, chosen)
-        inner = nn.functional.linear(hidden.relu(), weight, bias).relu_()
-        parts = inner.split(self.width, dim=-1)
-        outputs = {n: self.last[n](part) for n, part in zip(chosen, parts, strict=True)}
+        last = [(self.last[name].weight, self.last[name].bias) for name in chosen]
+        values = two_layer_heads(hidden, weight, bias, last)
+        outputs = dict(zip(chosen, values, strict=True))
         if "sh" in outputs:
             outputs["sh"] = outputs["sh"].unflatten(-1, (16, 3))
         return Deformation(**outputs)
