@@ -10,7 +10,8 @@
     <run>/checkpoint/<stage>_<n>/                    everything needed to go on bit by bit
         state.safetensors, state.json
 
-Nothing is pickled. Folders appear whole or not at all, and digests are checked on reading.
+Nothing is pickled. Folders appear whole or not at all, and digests are checked on reading. Of the
+checkpoints the last two are kept, the older one until the newer is safely on the disk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +39,11 @@ from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
 from scene.point_cloud import read_vertices, write_vertices
 from utils.errors import UserError
-from utils.files import atomic_folder, write_json
+from utils.files import atomic_folder, clear_leftovers, remove_folder, write_json
 
 FORMAT = 1
 MODEL_FILES = ("point_cloud.ply", "model.safetensors")
+FOLDERS = ("point_cloud", "checkpoint")
 STATE_KEYS = ("config", "progress", "queue", "active_sh_degree", "opacity_was_reset", "sha256")
 MANIFEST_KEYS = ("active_sh_degree", "per_gaussian", "facts", "training_seconds", "sha256")
 
@@ -114,9 +119,13 @@ def saved_iterations(model_path: Path) -> list[int]:
 
 
 def save_model(model: MoDE, model_path: Path, iteration: int, training_seconds: float) -> Path:
-    """Writes the model of ``iteration``; an older one of the same number is replaced."""
+    """Writes the model of ``iteration``; an older one of the same number is replaced.
+
+    Raises:
+        UserError: the disk does not take it; nothing has changed then.
+    """
     gaussians, facts = model.gaussians, model.facts
-    with atomic_folder(model_folder(model_path, iteration)) as folder:
+    with _saving(model_folder(model_path, iteration)) as folder:
         write_vertices(folder / "point_cloud.ply", _ply_vertices(gaussians))
         save_file(_contiguous(model.experts.state_dict()), folder / "model.safetensors")
         manifest = {
@@ -217,8 +226,12 @@ def _load_experts(model: MoDE, path: Path) -> None:
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Writes a checkpoint: tensors and a JSON-able dict."""
-    with atomic_folder(folder) as temporary:
+    """Writes a checkpoint: tensors and a JSON-able dict.
+
+    Raises:
+        UserError: the disk does not take it; nothing has changed then.
+    """
+    with _saving(folder) as temporary:
         save_file(_contiguous(tensors), temporary / "state.safetensors")
         info = {"format": FORMAT, **info, "sha256": digest(temporary / "state.safetensors")}
         write_json(temporary / "state.json", info)
@@ -245,17 +258,85 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: value.clone() for name, value in loaded.items()}, info
 
 
-def latest_checkpoint(model_path: Path) -> Path | None:
-    """The checkpoint that is furthest, or None."""
+def checkpoints(model_path: Path) -> list[Path]:
+    """The run's checkpoints, damaged or not, from the first to the furthest."""
     found = []
     for path in (model_path / "checkpoint").glob("*_*/state.json"):
         match = re.fullmatch(r"(coarse|fine)_(\d+)", path.parent.name)
         if match:
             found.append((match[1] == "fine", int(match[2]), path.parent))
-    return max(found)[2] if found else None
+    return [folder for *_, folder in sorted(found)]
+
+
+def latest_checkpoint(model_path: Path) -> Path | None:
+    """The furthest checkpoint that is whole, or None if the run has none yet.
+
+    Each one that is damaged is complained of on stderr.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found = checkpoints(model_path)
+    for folder in reversed(found):
+        try:
+            load_state(folder)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        if folder != found[-1]:
+            print(f"warning: going back to the older checkpoint {folder}", file=sys.stderr)
+        return folder
+    if found:
+        raise UserError(f"no checkpoint in {found[0].parent} is whole: --overwrite trains anew")
+    return None
+
+
+def tidy(model_path: Path, start: Path | None) -> None:
+    """Prepares a run folder for a training that goes on from ``start``, None: from the beginning.
+
+    What killed processes left behind is removed. Checkpoints that are not of this training (beyond
+    ``start`` there are damaged ones only) are renamed, so that they do not count.
+    """
+    for name in ("config.json", "metrics.jsonl", *FOLDERS):
+        clear_leftovers(model_path, name)
+    for name in FOLDERS:
+        clear_leftovers(model_path / name)
+    found = checkpoints(model_path)
+    for folder in found[found.index(start) + 1 :] if start in found else found:
+        aside = folder.with_name(f"{folder.name}.set_aside")
+        remove_folder(aside)
+        folder.rename(aside)
+
+
+def drop_checkpoints(model_path: Path, keep: int) -> None:
+    """Removes all but the ``keep`` furthest checkpoints; 0 keeps all.
+
+    Raises:
+        UserError: one cannot be removed.
+    """
+    for folder in checkpoints(model_path)[:-keep] if keep else []:
+        try:
+            remove_folder(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is no longer needed but cannot be removed: {error}"
+            ) from None
 
 
 # ---- shared -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[Path]:
+    """`atomic_folder`, where what the disk refuses is a UserError."""
+    try:
+        with atomic_folder(folder) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} could not be saved ({error}); what was saved before is intact: "
+            f"make room or give permission there, then --resume"
+        ) from error
 
 
 def digest(path: Path) -> str:

@@ -23,7 +23,7 @@ from scene import Scene, View
 from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
-from training.checkpoint import save_model, save_state, saved_iterations
+from training.checkpoint import drop_checkpoints, save_model, save_state, saved_iterations
 from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
 from training.density import DensityControl
 from training.evaluation import ViewRenderer, evaluate_views
@@ -49,6 +49,8 @@ class Plan:
     test_iterations: Sequence[int] = ()
     save_iterations: Sequence[int] = ()
     checkpoint_iterations: Sequence[int] = ()
+    checkpoint_seconds: float = 0.0  # between further checkpoints, in either stage; 0: none
+    keep_checkpoints: int = 2  # the furthest ones; 0: all
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Trainer:
             CameraColors(len(scene.camera_names)).to(device) if config.opt.camera_color else None
         )
         self.progress = Progress()
+        self._checkpointed = time.monotonic()
         self.sampler = ViewSampler(
             scene.train,
             config.opt.batch_size,
@@ -140,10 +143,11 @@ class Trainer:
     def train(self) -> None:
         """Runs what is left of both stages and saves the model.
 
-        The first Ctrl-C is heeded between two iterations: it leaves a checkpoint behind and is
-        passed on as KeyboardInterrupt.
+        The first Ctrl-C or SIGTERM is heeded between two iterations: it leaves a checkpoint behind
+        and is passed on as `utils.interrupts.Interrupted`. The second one ends at once.
         """
         self.model.train()
+        self._checkpointed = time.monotonic()
         try:
             with DelayedInterrupt() as interrupt:
                 if self.progress.stage == "coarse":
@@ -151,6 +155,7 @@ class Trainer:
                     self._start_stage("fine")
                 self._run_stage(interrupt)
                 self._save_if_missing()
+                interrupt.stop()
         finally:
             self.report.close_bar()
 
@@ -162,12 +167,16 @@ class Trainer:
             numbers = self.iterate()
             self.progress.seconds += time.perf_counter() - started
             self._log(numbers)
-            if stage == "fine":
-                self._milestones()
-            if interrupt.requested:
+            due = stage == "fine" and self._milestones()
+            if due or interrupt.requested is not None or self._checkpoint_is_late():
                 folder = self.save_checkpoint()
-                self.report.say(f"interrupted; --resume continues from {folder}")
-                raise KeyboardInterrupt
+            if interrupt.requested is not None:
+                self.report.say(f"stopped by a signal; --resume continues from {folder}")
+                interrupt.stop()
+
+    def _checkpoint_is_late(self) -> bool:
+        seconds = self.plan.checkpoint_seconds
+        return seconds > 0 and time.monotonic() - self._checkpointed >= seconds
 
     # ---- one iteration --------------------------------------------------------------------------
 
@@ -295,14 +304,14 @@ class Trainer:
         done = p.step(self.stage_length("coarse"))
         self.report.event(kind, done, p.seconds, stage=p.stage, iteration=p.iteration, **values)
 
-    def _milestones(self) -> None:
+    def _milestones(self) -> bool:
+        """Evaluates and saves as planned; returns whether a checkpoint is planned, too."""
         iteration = self.progress.iteration
         if iteration in self.plan.test_iterations:
             self.evaluate()
         if iteration in self.plan.save_iterations:
             self._save()
-        if iteration in self.plan.checkpoint_iterations:
-            self.save_checkpoint()
+        return iteration in self.plan.checkpoint_iterations
 
     def _save(self) -> None:
         self.checks.read()
@@ -333,8 +342,15 @@ class Trainer:
     # ---- resuming -------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
-        """Writes everything that `restore` needs and returns the folder."""
+        """Writes everything that `restore` needs and returns the folder.
+
+        Older checkpoints are removed as planned, once this one is on the disk.
+
+        Raises:
+            UserError: the disk does not take it; the older ones are intact then.
+        """
         self.checks.read()
+        self.report.flush()
         p = self.progress
         queue, sampler_state = self.sampler.state()
         tensors = {f"gaussians/{n}": self.model.gaussians[n] for n in self.model.gaussians.names}
@@ -355,6 +371,8 @@ class Trainer:
         }
         folder = self.plan.model_path / "checkpoint" / f"{p.stage}_{p.iteration}"
         save_state(folder, tensors, info)
+        drop_checkpoints(self.plan.model_path, self.plan.keep_checkpoints)
+        self._checkpointed = time.monotonic()
         return folder
 
     @torch.no_grad()
