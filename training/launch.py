@@ -126,7 +126,6 @@ def train_main(
     with ExitStack() as held:
         trainer = _trainer(model, scene, arguments, folder, device, checkpoint, held)
         trainer.train()
-        trainer.evaluate()
         trainer.report.close()
     print(
         f"{len(model.gaussians)} Gaussians in {trainer.progress.seconds:.0f} s; saved to {folder}"
@@ -157,7 +156,8 @@ def _trainer(
     tidy(folder, checkpoint)
     own = checkpoint is not None and _is_within(checkpoint, folder)
     done = Progress(**state[1]["progress"]).step(config.opt.coarse_iterations) if own else None
-    report = Report(folder, quiet=arguments.quiet, keep_through=done)
+    size = state[1].get("reported_bytes") if own else None
+    report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)
     plan = Plan(
         folder,
         arguments.test_iterations,

@@ -19,17 +19,24 @@ class Report:
     """Appends events to the run folder and drives the progress bar."""
 
     def __init__(
-        self, folder: Path, *, quiet: bool = False, keep_through: int | None = None
+        self,
+        folder: Path,
+        *,
+        quiet: bool = False,
+        keep_through: int | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
         """Opens ``metrics.jsonl``.
 
         Args:
             keep_through: on resuming, the step after which older lines are dropped; None starts
                 the file anew.
+            keep_bytes: how long the file was then, as `flush` said: what was written since is
+                dropped, even of that step; None: not known.
         """
         self.path = folder / "metrics.jsonl"
         self.quiet = quiet
-        kept = [] if keep_through is None else _lines_until(self.path, keep_through)
+        kept = [] if keep_through is None else _lines_until(self.path, keep_through, keep_bytes)
         with atomic_file(self.path) as temporary:  # whole: the old lines are all there is of them
             temporary.write_bytes(b"".join(kept))
         self.file = self._open()
@@ -81,8 +88,11 @@ class Report:
             f"make room for it, then --resume"
         )
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         """Brings all lines to the disk: a checkpoint must not outlive the lines before it.
+
+        Returns:
+            Bytes in the file.
 
         Raises:
             UserError: the disk does not take them, or the run folder is gone.
@@ -94,6 +104,7 @@ class Report:
                 print(f"warning: {self.path} was gone; it begins anew here", file=sys.stderr)
             os.fsync(self.file.fileno())
             sync(self.path.parent)
+            return os.fstat(self.file.fileno()).st_size
         except OSError as error:
             raise self._fault(error) from None
 
@@ -120,10 +131,10 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _lines_until(path: Path, step: int) -> list[bytes]:
+def _lines_until(path: Path, step: int, size: int | None) -> list[bytes]:
     if not path.exists():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = path.read_bytes()[:size].splitlines(keepends=True)
     return [line for line in lines if _step_of(line) <= step]
 
 

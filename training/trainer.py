@@ -23,7 +23,7 @@ from scene import Scene, View
 from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
-from training.checkpoint import drop_checkpoints, save_model, save_state, saved_iterations
+from training.checkpoint import drop_checkpoints, save_model, save_state
 from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
 from training.density import DensityControl
 from training.evaluation import ViewRenderer, evaluate_views
@@ -32,6 +32,7 @@ from training.reports import Report
 from training.sampler import ViewSampler
 from training.schedules import Optimizer, parameter_groups
 from training.transfers import target_loader
+from utils.errors import UserError
 from utils.interrupts import DelayedInterrupt
 from utils.metrics import psnr
 
@@ -141,7 +142,7 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Runs what is left of both stages and saves the model.
+        """Runs what is left of both stages, evaluates, and saves the model.
 
         The first Ctrl-C or SIGTERM is heeded between two iterations: it leaves a checkpoint behind
         and is passed on as `utils.interrupts.Interrupted`. The second one ends at once.
@@ -154,7 +155,7 @@ class Trainer:
                     self._run_stage(interrupt)
                     self._start_stage("fine")
                 self._run_stage(interrupt)
-                self._save_if_missing()
+                self._finish()
                 interrupt.stop()
         finally:
             self.report.close_bar()
@@ -305,24 +306,34 @@ class Trainer:
         self.report.event(kind, done, p.seconds, stage=p.stage, iteration=p.iteration, **values)
 
     def _milestones(self) -> bool:
-        """Evaluates and saves as planned; returns whether a checkpoint is planned, too."""
+        """Evaluates and saves as planned; returns whether a checkpoint is planned, too.
+
+        What is due after the last iteration anyway is left to `_finish`.
+        """
         iteration = self.progress.iteration
-        if iteration in self.plan.test_iterations:
+        last = iteration == self.stage_length("fine")
+        if iteration in self.plan.test_iterations and not last:
             self.evaluate()
-        if iteration in self.plan.save_iterations:
+        if iteration in self.plan.save_iterations and not last:
             self._save()
         return iteration in self.plan.checkpoint_iterations
 
     def _save(self) -> None:
+        """Saves the model, as the last of what belongs to this iteration."""
         self.checks.read()
         p = self.progress
-        save_model(self.model, self.plan.model_path, p.iteration, p.seconds)
         self._event("save", gaussians=len(self.model.gaussians))
+        self.report.flush()
+        save_model(self.model, self.plan.model_path, p.iteration, p.seconds)
 
-    def _save_if_missing(self) -> None:
-        """Saves the last iteration, unless `_milestones` has."""
-        if self.progress.iteration not in saved_iterations(self.plan.model_path):
+    def _finish(self) -> None:
+        """Evaluates the last iteration and saves it; with its model the run counts as complete."""
+        try:
+            self.evaluate()
+        except UserError:  # a damaged test image costs no training
             self._save()
+            raise
+        self._save()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """PSNR and SSIM on evenly spaced test and training views, reported and returned."""
@@ -350,7 +361,7 @@ class Trainer:
             UserError: the disk does not take it; the older ones are intact then.
         """
         self.checks.read()
-        self.report.flush()
+        reported = self.report.flush()
         p = self.progress
         queue, sampler_state = self.sampler.state()
         tensors = {f"gaussians/{n}": self.model.gaussians[n] for n in self.model.gaussians.names}
@@ -368,6 +379,7 @@ class Trainer:
             "queue": queue,
             "active_sh_degree": self.model.gaussians.active_sh_degree,
             "opacity_was_reset": self.density.opacity_was_reset,
+            "reported_bytes": reported,
         }
         folder = self.plan.model_path / "checkpoint" / f"{p.stage}_{p.iteration}"
         save_state(folder, tensors, info)
