@@ -291,16 +291,23 @@ def latest_checkpoint(model_path: Path) -> Path | None:
     return None
 
 
-def tidy(model_path: Path, start: Path | None) -> None:
-    """Prepares a run folder for a training that goes on from ``start``, None: from the beginning.
+def recover(model_path: Path) -> None:
+    """Tidies up a run folder after processes that were killed while they wrote into it.
 
-    What killed processes left behind is removed. Checkpoints that are not of this training (beyond
-    ``start`` there are damaged ones only) are renamed, so that they do not count.
+    What they were writing is removed, what they were about to replace comes back.
     """
     for name in ("config.json", "metrics.jsonl", *FOLDERS):
         clear_leftovers(model_path, name)
     for name in FOLDERS:
         clear_leftovers(model_path / name)
+
+
+def set_others_aside(model_path: Path, start: Path | None) -> None:
+    """Renames the checkpoints that a training from ``start`` does not continue: they do not count.
+
+    Those are all that lie beyond ``start`` (damaged ones), or all that there are if it is not among
+    them (what a run left that was killed before it counted as one).
+    """
     found = checkpoints(model_path)
     for folder in found[found.index(start) + 1 :] if start in found else found:
         aside = folder.with_name(f"{folder.name}.set_aside")

@@ -26,8 +26,9 @@ from training.checkpoint import (
     checkpoints,
     latest_checkpoint,
     load_state,
+    recover,
     saved_iterations,
-    tidy,
+    set_others_aside,
 )
 from training.reports import Report
 from training.trainer import Plan, Progress, Trainer
@@ -153,7 +154,7 @@ def _trainer(
     held.enter_context(sole_user(folder))
     if arguments.overwrite:
         _clear(folder)
-    tidy(folder, checkpoint)
+    set_others_aside(folder, checkpoint)
     own = checkpoint is not None and _is_within(checkpoint, folder)
     done = Progress(**state[1]["progress"]).step(config.opt.coarse_iterations) if own else None
     size = state[1].get("reported_bytes") if own else None
@@ -204,8 +205,8 @@ def _starting_point(folder: Path, arguments: TrainingArguments) -> Path | None:
     if folder.resolve() in (source, *source.parents):
         raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
     if folder.exists():
-        with sole_user(folder):  # an early answer
-            pass
+        with sole_user(folder):  # an early answer, and nobody's work that is tidied up
+            recover(folder)
     used = (folder / "config.json").is_file() and not arguments.overwrite
     given = arguments.start_checkpoint
     if given and given != "latest":
