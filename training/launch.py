@@ -30,6 +30,7 @@ from training.checkpoint import (
     saved_iterations,
     set_others_aside,
 )
+from training.memory import check_memory
 from training.reports import Report
 from training.trainer import Plan, Progress, Trainer
 from utils.errors import UserError
@@ -122,6 +123,7 @@ def train_main(
     scene.reserve()  # too little memory or disk space shows before anything is decoded,
     scene.prepare(scene.train)  # and damaged videos before the first iteration
     model = build_model(scene, config)
+    check_memory(model, config, scene, device)
     if not arguments.quiet:
         print(_summary(scene, model, device))
     with ExitStack() as held:

@@ -113,6 +113,10 @@ class Report:
         if not self.quiet:
             tqdm.write(text)
 
+    def warn(self, text: str) -> None:
+        """Prints a warning to stderr, whether quiet or not, without breaking the bar."""
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+
     def close_bar(self) -> None:
         """Ends the progress bar."""
         if self.bar is not None:

@@ -24,8 +24,8 @@ from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
 from training.checkpoint import drop_checkpoints, save_model, save_state
-from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
-from training.density import DensityControl
+from training.checks import Checks, DeferredChecks, ImmediateChecks, NotFinite, Where
+from training.density import DensityChange, DensityControl
 from training.evaluation import ViewRenderer, evaluate_views
 from training.losses import CameraColors, photometric
 from training.reports import Report
@@ -39,6 +39,8 @@ from utils.metrics import psnr
 STAGES = ("coarse", "fine")
 SH_INTERVAL = 1000  # iterations after which one more SH degree is used
 LOG_INTERVAL = 10
+MOST_SKIPPED = 20  # steps in a row that `--nonfinite skip` leaves out
+SUDDEN = 0.5  # share of the Gaussians that one round may add or prune without a warning
 EVALUATED_VIEWS = 30  # at most, while training; rendering measures all
 
 
@@ -62,6 +64,7 @@ class Progress:
     iteration: int = 0  # done in this stage
     seconds: float = 0.0  # of training, without evaluation and saving
     smooth: dict[str, float] = field(default_factory=dict)  # running means for the bar
+    skipped: int = 0  # steps in a row that were not finite and were left out
 
     def step(self, coarse_iterations: int) -> int:
         """Iterations done over both stages."""
@@ -97,12 +100,13 @@ class Trainer:
 
         Args:
             deferred_checks: whether loss and gradients are checked on the device, so that most
-                iterations read nothing from it, see `training.checks`; None: where it is a GPU.
+                iterations read nothing from it, see `training.checks`; None: where it is a GPU and
+                steps that are not finite end the run.
         """
         self.model, self.scene, self.config, self.plan = model.to(device), scene, config, plan
         self.report, self.device = report, torch.device(device)
         if deferred_checks is None:
-            deferred_checks = self.device.type == "cuda"
+            deferred_checks = self.device.type == "cuda" and config.opt.nonfinite == "stop"
         self.deferred_checks = deferred_checks
         self.background = torch.tensor(scene.background, device=device)
         trained = sorted({view.camera_index for view in scene.train})
@@ -196,20 +200,60 @@ class Trainer:
         shots = self._render_batch(batch, iteration)
         terms = self._loss_terms(shots)
         loss = torch.stack(list(terms.values())).sum()
-        where = Where(self.progress.stage, iteration)
+        try:
+            self._update(Where(self.progress.stage, iteration), loss, terms, shots)
+        except NotFinite as error:
+            self._skip(error)
+            return {}
+        change = self.density.step(gaussians, self.optimizer, iteration)
+        self._watch_count(change, iteration)
+        self.progress.iteration, self.progress.skipped = iteration, 0
+        numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
+        return numbers | (vars(change) if any(vars(change).values()) else {})
+
+    def _update(
+        self, where: Where, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot]
+    ) -> None:
+        """Backward pass and optimiser step, if all is finite."""
         self.checks.loss(where, loss, terms, shots)
         loss.backward()
         self.checks.gradients(where, self.optimizer, shots)
-        if iteration <= self.density.until:
+        if where.iteration <= self.density.until:
             opacities = [shot.splats.opacities.detach() for shot in shots]
             self.density.observe([shot.output for shot in shots], opacities)
         self.optimizer.step(self.checks.failed)
-        if self._reads(iteration):
+        if self._reads(where.iteration):
             self.checks.read()
-        change = self.density.step(gaussians, self.optimizer, iteration)
-        self.progress.iteration = iteration
-        numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
-        return numbers | (vars(change) if any(vars(change).values()) else {})
+
+    def _skip(self, error: NotFinite) -> None:
+        """Leaves a step out that is not finite, or ends the run, as ``--nonfinite`` says."""
+        p = self.progress
+        if self.config.opt.nonfinite == "stop" or p.skipped + 1 >= MOST_SKIPPED:
+            raise error
+        self.optimizer.adam.zero_grad(set_to_none=True)
+        p.iteration, p.skipped = p.iteration + 1, p.skipped + 1
+        self.report.warn(f"step left out: {error}")
+        self._event("skip", skipped=p.skipped)
+
+    def _watch_count(self, change: DensityChange, iteration: int) -> None:
+        """Warns where the count of Gaussians collapses, explodes, or meets its limit."""
+        added, pruned = change.cloned + change.split, change.pruned
+        now, most = len(self.model.gaussians), self.config.opt.max_gaussians
+        before = now + pruned - added
+        where = f"{self.progress.stage} iteration {iteration}"
+        if pruned > SUDDEN * (before + added):
+            self.report.warn(
+                f"{where}: {pruned} of {before + added} Gaussians pruned at once; if the picture "
+                f"suffers, lower --opacity_threshold_{self.progress.stage}* or raise "
+                f"--max_screen_size, --max_world_scale"
+            )
+        if added > SUDDEN * before:
+            self.report.warn(
+                f"{where}: {added} Gaussians added to {before} at once; if that is too many, raise "
+                f"--densify_grad_threshold_{self.progress.stage}*"
+            )
+        if added and now >= most > before:
+            self.report.warn(f"{where}: there are now --max_gaussians {most}, none are added")
 
     def _reads(self, iteration: int) -> bool:
         """Whether something is read from the device at the end of ``iteration``."""
