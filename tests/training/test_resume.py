@@ -92,7 +92,10 @@ def test_the_schedule_has_every_change_on_both_sides_of_the_middle(tmp_path, fam
         assert min(when) < 30 < max(when), (kind, when)
 
 
-CUTS = [("coarse", 0), ("coarse", 13), ("coarse", COARSE), ("fine", 0), ("fine", 10), ("fine", 31)]
+# At the ends of a stage, between an opacity reset and the pruning that follows from it, in the
+# router's warm-up and after it.
+CUTS = [("coarse", 0), ("coarse", 17), ("coarse", COARSE)]
+CUTS += [("fine", 0), ("fine", 10), ("fine", 18), ("fine", 31)]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
