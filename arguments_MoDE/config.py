@@ -343,6 +343,16 @@ class ModelHashParams:
         "its network: hidden layers, width, attention in (-1, 1) rather than (0, 1)",
         structural=True,
     )
+    hash_field: str = option(
+        "contracted",
+        "contracted: the box of the points, the rest of space squeezed around it; for imported "
+        "models mode or grid4d: a cube around the origin, nothing outside it, as published",
+        choices=("contracted", "mode", "grid4d"),
+        structural=True,
+    )
+    hash_bound: float = option(
+        1.6, "half the side of that cube, world units (mode and grid4d only)", structural=True
+    )
     hash_no_ds: bool = option(False, "does not change scales", structural=True)
     hash_no_dr: bool = option(False, "does not change rotations", structural=True)
     hash_space_smooth_weight: float = option(

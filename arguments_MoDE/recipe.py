@@ -124,7 +124,7 @@ def _bases(path: Path, assignments: dict[str, ast.expr]) -> Iterator[Path]:
     if "_base_" not in assignments:
         return
     node = assignments["_base_"]
-    value = _literal(path, node)
+    value = literal(path, node)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}:{node.lineno}: _base_ must be a file name or a list of them")
@@ -167,7 +167,7 @@ def _parse(path: Path) -> ast.Module:
         raise UserError(f"recipe {path} cannot be parsed: {error or 'nested too deeply'}") from None
 
 
-def _literal(path: Path, node: ast.expr) -> Any:
+def literal(path: Path, node: ast.expr) -> Any:
     """The value of a literal expression; lists for tuples."""
     try:
         return _value(path, node)
@@ -189,7 +189,7 @@ def _value(path: Path, node: ast.expr) -> Any:
         return {key: _value(path, value) for key, value in _items(path, node)}
     raise UserError(
         f"{path}:{node.lineno}: {_excerpt(node)} is not a literal; "
-        "a recipe holds strings, numbers, lists and dicts only"
+        "only strings, numbers, lists and dicts are read, and nothing is run"
     )
 
 
@@ -250,6 +250,28 @@ def _excerpt(node: ast.expr) -> str:
 # ----------------------------------------------------------------------------------- sections
 
 
+def read_foreign(path: Path) -> Sections:
+    """The sections of another program's recipe and its bases, whatever their keys are.
+
+    Raises:
+        UserError: names the file, and the line where there is one.
+    """
+    return _read_foreign(path, ())
+
+
+def _read_foreign(path: Path, above: tuple[Path, ...]) -> Sections:
+    here = path.resolve()
+    if here in above:
+        raise UserError(f"recipe {path}: _base_ leads back to this file; remove one of the links")
+    assignments = _assignments(path)
+    result: Sections = {}
+    for base in _bases(path, assignments):
+        _merge(result, _read_foreign(base, (*above, here)))
+    own = {name: literal(path, node) for name, node in assignments.items() if name != "_base_"}
+    _merge(result, {name: value for name, value in own.items() if isinstance(value, dict)})
+    return result
+
+
 def _sections(path: Path, assignments: dict[str, ast.expr], note: Note) -> Sections:
     """The sections of one file, every key known and every value of its type."""
     result: Sections = {}
@@ -271,7 +293,7 @@ def _read_key(
     result: Sections, path: Path, section: str, key: str, node: ast.expr, note: Note
 ) -> None:
     where = f"{path}:{node.lineno}"
-    value = _literal(path, node)
+    value = literal(path, node)
     setting = all_settings().get(key)
     if setting is None:
         _check_retired(where, section, key, value, note)

@@ -6,18 +6,18 @@
     <run>/point_cloud/iteration_<n>/                 a model
         point_cloud.ply                              all per-Gaussian parameters, 3DGS layout first
         model.safetensors                            the experts' networks and tables
-        manifest.json                                counts, shapes and SHA-256 digests
+        manifest.json                                counts, shapes, sizes and SHA-256 digests
     <run>/checkpoint/<stage>_<n>/                    everything needed to go on bit by bit
         state.safetensors, state.json
 
-Nothing is pickled. Folders appear whole or not at all, and digests are checked on reading. Of the
-checkpoints the last two are kept, the older one until the newer is safely on the disk.
+Nothing is pickled. Folders appear whole or not at all, and on reading everything is checked: the
+JSON files are sealed (`utils.verify`), and hold the digests of the others. Format 1 had no seals.
+Of the checkpoints the last two are kept, the older one until the newer is safely on the disk.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -28,20 +28,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arguments_MoDE.config import Config
 from arguments_MoDE.saved import load_config
-from scene.experts import SceneFacts
-from scene.gaussian_model import GaussianModel
+from arguments_MoDE.values import validate
+from scene.experts import REGISTRY, SceneFacts
+from scene.gaussian_model import MAX_SH_DEGREE, GaussianModel
 from scene.mixture import MoDE
 from scene.point_cloud import read_vertices, write_vertices
-from utils.errors import UserError
-from utils.files import atomic_folder, clear_leftovers, remove_folder, write_json
+from utils.errors import UserError, brief
+from utils.files import atomic_folder, clear_leftovers, remove_folder
+from utils.verify import check_file, digest, plain_file, read_sealed, write_sealed
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+MOST_CAMERAS, MOST_FRAMES = 10**6, 10**9  # that a scene may have
 MODEL_FILES = ("point_cloud.ply", "model.safetensors")
 FOLDERS = ("point_cloud", "checkpoint")
 STATE_KEYS = ("config", "progress", "queue", "active_sh_degree", "opacity_was_reset", "sha256")
@@ -141,9 +145,10 @@ def save_model(model: MoDE, model_path: Path, iteration: int, training_seconds: 
                 "frames": facts.frames,
             },
             "training_seconds": round(training_seconds, 3),
+            "bytes": {n: (folder / n).stat().st_size for n in MODEL_FILES},
             "sha256": {n: digest(folder / n) for n in MODEL_FILES},
         }
-        write_json(folder / "manifest.json", manifest)
+        write_sealed(folder / "manifest.json", manifest)
     return model_folder(model_path, iteration)
 
 
@@ -159,7 +164,7 @@ def load_run(model_path: str | Path, iteration: int = -1, device: str = "cpu") -
     model_path = Path(model_path)
     if not (model_path / "config.json").is_file():
         raise UserError(f"{model_path} is not a run folder (no config.json): train there first")
-    config = load_config(model_path / "config.json")
+    config = _load_settings(model_path / "config.json")
     found = saved_iterations(model_path)
     if not found:
         raise UserError(f"{model_path} has no saved model yet: let training reach a save")
@@ -171,22 +176,33 @@ def load_run(model_path: str | Path, iteration: int = -1, device: str = "cpu") -
     folder = model_folder(model_path, iteration)
     manifest = _read_manifest(folder)
     try:
+        seconds = float(manifest["training_seconds"])
         model = _build(folder, manifest, config).to(device).eval()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'manifest.json'} is damaged ({error}): copy it again") from None
-    return Run(config, model, iteration, model_path, manifest["training_seconds"])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        said = brief(f"{type(error).__name__}: {error}")
+        raise UserError(f"{folder / 'manifest.json'} is damaged ({said}): copy it again") from None
+    return Run(config, model, iteration, model_path, seconds)
+
+
+def _load_settings(path: Path) -> Config:
+    config = load_config(plain_file(path))
+    try:
+        validate(config, tuple(REGISTRY))
+    except UserError as error:
+        raise UserError(f"{path}: {error}; restore the file or retrain the run") from None
+    return config
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
-    manifest = _read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    manifest = _read_versioned(path)
     missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing or set(manifest["sha256"]) != set(MODEL_FILES):
+    digests, sizes = manifest.get("sha256"), manifest.get("bytes", {})
+    proven = isinstance(digests, dict) and set(digests) == set(MODEL_FILES)
+    if missing or not proven or not isinstance(sizes, dict):
         raise UserError(f"{path} is incomplete ({', '.join(missing) or 'sha256'}): copy it again")
-    for name, expected in manifest["sha256"].items():
-        check_digest(folder / name, expected)
+    for name in MODEL_FILES:
+        check_file(folder / name, digests[name], sizes.get(name))
     return manifest
 
 
@@ -194,7 +210,8 @@ def _build(folder: Path, manifest: dict[str, Any], config: Config) -> MoDE:
     vertices = read_vertices(folder / "point_cloud.ply")
     values = {}
     for name, shape in manifest["per_gaussian"].items():
-        if len(shape) > 2 or int(np.prod(shape)) not in range(1, len(vertices) + 1):
+        sizes = [_whole(size, len(vertices)) for size in shape]
+        if len(sizes) > 2 or math.prod(sizes) not in range(1, len(vertices) + 1):
             raise ValueError(f"{name} cannot have shape {shape}")
         columns = ply_columns(name, tuple(shape))
         missing = [column for column in columns if column not in vertices]
@@ -203,23 +220,57 @@ def _build(folder: Path, manifest: dict[str, Any], config: Config) -> MoDE:
         flat = np.stack([vertices[column] for column in columns], axis=1)
         values[name] = _unflatten(name, flat, tuple(shape))
     gaussians = GaussianModel(values)
-    gaussians.active_sh_degree = manifest["active_sh_degree"]
-    facts = manifest["facts"]
-    model = MoDE(
-        gaussians,
-        config,
-        SceneFacts(torch.tensor(facts["bbox"]), facts["extent"], facts["cameras"], facts["frames"]),
-    )
+    gaussians.active_sh_degree = _whole(manifest["active_sh_degree"], MAX_SH_DEGREE)
+    facts = _facts(manifest["facts"])
+    _check_shapes(config, facts, folder / "model.safetensors")
+    model = MoDE(gaussians, config, facts)
     _load_experts(model, folder / "model.safetensors")
     return model
+
+
+def _facts(saved: dict[str, Any]) -> SceneFacts:
+    bbox = torch.tensor(saved["bbox"], dtype=torch.float32)
+    extent = float(saved["extent"])
+    if bbox.shape != (2, 3) or not bbox.isfinite().all() or not math.isfinite(extent):
+        raise ValueError("facts are no numbers of a scene")
+    return SceneFacts(
+        bbox, extent, _whole(saved["cameras"], MOST_CAMERAS), _whole(saved["frames"], MOST_FRAMES)
+    )
+
+
+def _whole(value: Any, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{brief(value, 30)} is no whole number from 0 to {most}")
+    return value
+
+
+def _check_shapes(config: Config, facts: SceneFacts, path: Path) -> None:
+    """Refuses settings that ask for other tensors than the file has, before memory is spent."""
+    names = [] if config.hidden.static else config.hidden.experts
+    with torch.device("meta"):  # shapes only
+        experts = torch.nn.ModuleDict({name: REGISTRY[name](config, facts) for name in names})
+    wanted = {name: ("F32", list(value.shape)) for name, value in experts.state_dict().items()}
+    found = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                piece = file.get_slice(name)
+                found[name] = (piece.get_dtype(), piece.get_shape())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not readable: {brief(error)}") from None
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{path} does not fit the run's config.json: {brief(name, 80)} is "
+                f"{found.get(name)} where the settings ask for {wanted.get(name)}"
+            )
 
 
 def _load_experts(model: MoDE, path: Path) -> None:
     try:
         model.experts.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{path} does not fit the run's config.json: {first}") from None
+        raise UserError(f"{path} does not fit the run's config.json: {brief(error)}") from None
 
 
 # ---- checkpoints --------------------------------------------------------------------------------
@@ -233,8 +284,9 @@ def save_state(folder: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -
     """
     with _saving(folder) as temporary:
         save_file(_contiguous(tensors), temporary / "state.safetensors")
-        info = {"format": FORMAT, **info, "sha256": digest(temporary / "state.safetensors")}
-        write_json(temporary / "state.json", info)
+        path = temporary / "state.safetensors"
+        proof = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        write_sealed(temporary / "state.json", {"format": FORMAT, **info, **proof})
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -245,14 +297,16 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not (folder / "state.json").is_file():
         raise UserError(f"{folder} is not a checkpoint (no state.json)")
-    info = _read_json(folder / "state.json")
-    if info.get("format") != FORMAT:
-        raise UserError(f"{folder}: format {info.get('format')!r}, this version reads {FORMAT}")
+    info = _read_versioned(folder / "state.json")
     missing = [key for key in STATE_KEYS if key not in info]
     if missing:
         raise UserError(f"{folder / 'state.json'} is incomplete ({', '.join(missing)})")
-    check_digest(folder / "state.safetensors", info["sha256"])
-    loaded = load_file(folder / "state.safetensors")
+    path = folder / "state.safetensors"
+    check_file(path, info["sha256"], info.get("bytes"))
+    try:
+        loaded = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not readable: {brief(error)}") from None
     # Copied: mapped tensors are not aligned as allocated ones are, and vectorised sums then round
     # differently, so that a resumed run would drift from an uninterrupted one.
     return {name: value.clone() for name, value in loaded.items()}, info
@@ -346,30 +400,17 @@ def _saving(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
-def check_digest(path: Path, expected: str) -> None:
-    """Refuses a file whose content is not what was written."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the run folder is incomplete, copy it again")
-    if digest(path) != expected:
-        raise UserError(f"{path} is damaged (its SHA-256 differs): copy it again or train anew")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object")
+def _read_versioned(path: Path) -> dict[str, Any]:
+    """A manifest or the like of a format that is known here."""
+    value, sealed = read_sealed(path)
+    number = value.get("format")
+    if number not in READABLE:
+        raise UserError(
+            f"{path}: format {brief(repr(number), 30)}, this version reads "
+            f"{' and '.join(map(str, READABLE))}"
+        )
+    if sealed != (number >= 2):
+        raise UserError(f"{path} is damaged (its seal is missing): copy it again or train anew")
     return value
 
 

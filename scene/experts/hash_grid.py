@@ -148,7 +148,11 @@ class HashGridExpert(Expert):
 
     @classmethod
     def build(cls, config: Config, facts: SceneFacts) -> HashGridExpert:
-        """See `Expert.build`."""
+        """See `Expert.build`; the published fields are in `scene.experts.hash_published`."""
+        if config.hash.hash_field != "contracted":
+            from scene.experts.hash_published import PublishedHashExpert
+
+            cls = PublishedHashExpert
         return cls(config.hash, facts, config.hidden.zero_init_heads)
 
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
