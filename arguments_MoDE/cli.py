@@ -69,7 +69,17 @@ class TrainingArguments:
     checkpoint_iterations: list[int] = option(
         [], "fine iterations at which the training state is saved, for --resume"
     )
-    start_checkpoint: str | None = option(None, "training state to start from")
+    checkpoint_minutes: float = option(
+        10.0, "save the training state after so many minutes as well; 0: only as planned above"
+    )
+    keep_checkpoints: int = option(
+        2, "training states to keep, the older ones are removed; 0: all. Models are all kept"
+    )
+    start_checkpoint: str | None = option(
+        None,
+        "training state to start from: a folder in checkpoint/, a run folder (its last one), or "
+        "latest: that of the run folder itself, as --resume but refused without one",
+    )
     resume: bool = option(False, "go on with the run folder's unfinished run")
     overwrite: bool = option(False, "replace the run that is in the run folder")
     quiet: bool = option(False, "print results only: no progress, no notes")
@@ -260,6 +270,8 @@ def _check_training(arguments: TrainingArguments) -> None:
     for name in ("test_iterations", "save_iterations", "checkpoint_iterations"):
         check_range(name, getattr(arguments, name), 1)
         setattr(arguments, name, sorted(set(getattr(arguments, name))))
+    check_range("checkpoint_minutes", arguments.checkpoint_minutes, 0)
+    check_range("keep_checkpoints", arguments.keep_checkpoints, 0)
     check_range("threads", arguments.threads, 0)
     ways = [
         name for name in ("start_checkpoint", "resume", "overwrite") if getattr(arguments, name)

@@ -181,6 +181,12 @@ class OptimizationParams:
     tf32: bool = option(
         False, "matrix products on a GPU keep 10 bits of the mantissa (quality not measured)"
     )
+    nonfinite: str = option(
+        "stop",
+        "a loss or gradient that is not finite: stop = end with a line that names it; skip = leave "
+        "that step out and say so, 20 in a row still end the run (on a GPU every step then waits)",
+        choices=("stop", "skip"),
+    )
     percent_dense: float = option(
         0.01, "split rather than clone above this scale, times the scene extent"
     )

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.files import write_json
 
 # Where a run lies and how it is handled, not what it is.
-IRRELEVANT = ("model_path", "expname", "cache", "cache_gb", "video_frames")
+IRRELEVANT = ("model_path", "expname", "cache", "cache_gb", "video_frames", "nonfinite")
 
 
 def save_config(config: Config, path: str | Path) -> None:

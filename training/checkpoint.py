@@ -12,12 +12,16 @@
 
 Nothing is pickled. Folders appear whole or not at all, and on reading everything is checked: the
 JSON files are sealed (`utils.verify`), and hold the digests of the others. Format 1 had no seals.
+Of the checkpoints the last two are kept, the older one until the newer is safely on the disk.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +40,14 @@ from scene.gaussian_model import MAX_SH_DEGREE, GaussianModel
 from scene.mixture import MoDE
 from scene.point_cloud import read_vertices, write_vertices
 from utils.errors import UserError, brief
-from utils.files import atomic_folder
+from utils.files import atomic_folder, clear_leftovers, remove_folder
 from utils.verify import check_file, digest, plain_file, read_sealed, write_sealed
 
 FORMAT = 2
 READABLE = (1, 2)
 MOST_CAMERAS, MOST_FRAMES = 10**6, 10**9  # that a scene may have
 MODEL_FILES = ("point_cloud.ply", "model.safetensors")
+FOLDERS = ("point_cloud", "checkpoint")
 STATE_KEYS = ("config", "progress", "queue", "active_sh_degree", "opacity_was_reset", "sha256")
 MANIFEST_KEYS = ("active_sh_degree", "per_gaussian", "facts", "training_seconds", "sha256")
 
@@ -118,9 +123,13 @@ def saved_iterations(model_path: Path) -> list[int]:
 
 
 def save_model(model: MoDE, model_path: Path, iteration: int, training_seconds: float) -> Path:
-    """Writes the model of ``iteration``; an older one of the same number is replaced."""
+    """Writes the model of ``iteration``; an older one of the same number is replaced.
+
+    Raises:
+        UserError: the disk does not take it; nothing has changed then.
+    """
     gaussians, facts = model.gaussians, model.facts
-    with atomic_folder(model_folder(model_path, iteration)) as folder:
+    with _saving(model_folder(model_path, iteration)) as folder:
         write_vertices(folder / "point_cloud.ply", _ply_vertices(gaussians))
         save_file(_contiguous(model.experts.state_dict()), folder / "model.safetensors")
         manifest = {
@@ -268,8 +277,12 @@ def _load_experts(model: MoDE, path: Path) -> None:
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Writes a checkpoint: tensors and a JSON-able dict."""
-    with atomic_folder(folder) as temporary:
+    """Writes a checkpoint: tensors and a JSON-able dict.
+
+    Raises:
+        UserError: the disk does not take it; nothing has changed then.
+    """
+    with _saving(folder) as temporary:
         save_file(_contiguous(tensors), temporary / "state.safetensors")
         path = temporary / "state.safetensors"
         proof = {"bytes": path.stat().st_size, "sha256": digest(path)}
@@ -299,17 +312,92 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: value.clone() for name, value in loaded.items()}, info
 
 
-def latest_checkpoint(model_path: Path) -> Path | None:
-    """The checkpoint that is furthest, or None."""
+def checkpoints(model_path: Path) -> list[Path]:
+    """The run's checkpoints, damaged or not, from the first to the furthest."""
     found = []
     for path in (model_path / "checkpoint").glob("*_*/state.json"):
         match = re.fullmatch(r"(coarse|fine)_(\d+)", path.parent.name)
         if match:
             found.append((match[1] == "fine", int(match[2]), path.parent))
-    return max(found)[2] if found else None
+    return [folder for *_, folder in sorted(found)]
+
+
+def latest_checkpoint(model_path: Path) -> Path | None:
+    """The furthest checkpoint that is whole, or None if the run has none yet.
+
+    Each one that is damaged is complained of on stderr.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found = checkpoints(model_path)
+    for folder in reversed(found):
+        try:
+            load_state(folder)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        if folder != found[-1]:
+            print(f"warning: going back to the older checkpoint {folder}", file=sys.stderr)
+        return folder
+    if found:
+        raise UserError(f"no checkpoint in {found[0].parent} is whole: --overwrite trains anew")
+    return None
+
+
+def recover(model_path: Path) -> None:
+    """Tidies up a run folder after processes that were killed while they wrote into it.
+
+    What they were writing is removed, what they were about to replace comes back.
+    """
+    for name in ("config.json", "metrics.jsonl", *FOLDERS):
+        clear_leftovers(model_path, name)
+    for name in FOLDERS:
+        clear_leftovers(model_path / name)
+
+
+def set_others_aside(model_path: Path, start: Path | None) -> None:
+    """Renames the checkpoints that a training from ``start`` does not continue: they do not count.
+
+    Those are all that lie beyond ``start`` (damaged ones), or all that there are if it is not among
+    them (what a run left that was killed before it counted as one).
+    """
+    found = checkpoints(model_path)
+    for folder in found[found.index(start) + 1 :] if start in found else found:
+        aside = folder.with_name(f"{folder.name}.set_aside")
+        remove_folder(aside)
+        folder.rename(aside)
+
+
+def drop_checkpoints(model_path: Path, keep: int) -> None:
+    """Removes all but the ``keep`` furthest checkpoints; 0 keeps all.
+
+    Raises:
+        UserError: one cannot be removed.
+    """
+    for folder in checkpoints(model_path)[:-keep] if keep else []:
+        try:
+            remove_folder(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is no longer needed but cannot be removed: {error}"
+            ) from None
 
 
 # ---- shared -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[Path]:
+    """`atomic_folder`, where what the disk refuses is a UserError."""
+    try:
+        with atomic_folder(folder) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} could not be saved ({error}); what was saved before is intact: "
+            f"make room or give permission there, then --resume"
+        ) from error
 
 
 def _read_versioned(path: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Nothing is ever updated by a step that is not finite, and the run ends with a line that says why.
 
+With ``--nonfinite skip`` it goes on with the next batch instead, unless too many in a row are bad.
+
 On the CPU loss and gradients are looked at before they are used (`ImmediateChecks`). On a GPU that
 would make Python wait for the device in every iteration. There `DeferredChecks` keep a flag on the
 device that rises with the first number that is not finite; while it is up the optimiser's steps
@@ -27,6 +29,10 @@ class Pictured(Protocol):
 
     views: list[View]
     images: Tensor  # (B, 3, H, W)
+
+
+class NotFinite(UserError):
+    """A loss or a gradient is not finite."""
 
 
 class Where(NamedTuple):
@@ -164,7 +170,7 @@ def _terms(bad: list[str]) -> str:
 
 
 def _stop(where: Where, what: str, views: list[str]) -> NoReturn:
-    raise UserError(
+    raise NotFinite(
         f"{where.stage} iteration {where.iteration}: {what} is not finite for view "
         f"{', '.join(views)}; nothing was updated by it. Lower the learning rates or look at "
         f"that view's image and camera"

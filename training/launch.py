@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ from scene import Scene, load_scene
 from scene.experts import REGISTRY, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
-from training.checkpoint import latest_checkpoint, load_state, saved_iterations
+from training.checkpoint import (
+    FOLDERS,
+    checkpoints,
+    latest_checkpoint,
+    load_state,
+    recover,
+    saved_iterations,
+    set_others_aside,
+)
+from training.memory import check_memory
 from training.reports import Report
 from training.trainer import Plan, Progress, Trainer
 from utils.errors import UserError
+from utils.files import make_folder, remove_folder, sole_user
 
 
 def build_model(scene: Scene, config: Config) -> MoDE:
@@ -112,12 +123,13 @@ def train_main(
     scene.reserve()  # too little memory or disk space shows before anything is decoded,
     scene.prepare(scene.train)  # and damaged videos before the first iteration
     model = build_model(scene, config)
+    check_memory(model, config, scene, device)
     if not arguments.quiet:
         print(_summary(scene, model, device))
-    trainer = _trainer(model, scene, arguments, folder, device, checkpoint)
-    trainer.train()
-    trainer.evaluate()
-    trainer.report.close()
+    with ExitStack() as held:
+        trainer = _trainer(model, scene, arguments, folder, device, checkpoint, held)
+        trainer.train()
+        trainer.report.close()
     print(
         f"{len(model.gaussians)} Gaussians in {trainer.progress.seconds:.0f} s; saved to {folder}"
     )
@@ -131,28 +143,39 @@ def _trainer(
     folder: Path,
     device: str,
     checkpoint: Path | None,
+    held: ExitStack,
 ) -> Trainer:
-    """The trainer, restored if there is a checkpoint; only now is the run folder written to."""
+    """The trainer, restored if there is a checkpoint; only now is the run folder written to.
+
+    Args:
+        held: what closes at the end of training; the run folder is locked until then.
+    """
     config = arguments.config
     state = _state_of(checkpoint, config) if checkpoint else None
+    make_folder(folder)
+    held.enter_context(sole_user(folder))
     if arguments.overwrite:
         _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.json")
-    done = None
-    if state and not arguments.start_checkpoint:
-        done = Progress(**state[1]["progress"]).step(config.opt.coarse_iterations)
-    report = Report(folder, quiet=arguments.quiet, keep_through=done)
+    set_others_aside(folder, checkpoint)
+    own = checkpoint is not None and _is_within(checkpoint, folder)
+    done = Progress(**state[1]["progress"]).step(config.opt.coarse_iterations) if own else None
+    size = state[1].get("reported_bytes") if own else None
+    report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)
     plan = Plan(
         folder,
         arguments.test_iterations,
         arguments.save_iterations,
         arguments.checkpoint_iterations,
+        60 * arguments.checkpoint_minutes,
+        arguments.keep_checkpoints,
     )
     trainer = Trainer(model, scene, config, plan, report, device)
     if state:
         trainer.restore(*state)
         report.say(f"continuing from {checkpoint}")
+        if not own:  # so that a run that is killed soon is not resumed from the beginning
+            trainer.save_checkpoint()
+    save_config(config, folder / "config.json")  # last: with it the folder counts as a run
     return trainer
 
 
@@ -183,26 +206,65 @@ def _starting_point(folder: Path, arguments: TrainingArguments) -> Path | None:
     source = Path(arguments.config.model.source_path).resolve()
     if folder.resolve() in (source, *source.parents):
         raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
+    if folder.exists():
+        with sole_user(folder):  # an early answer, and nobody's work that is tidied up
+            recover(folder)
     used = (folder / "config.json").is_file() and not arguments.overwrite
-    if arguments.start_checkpoint:
-        if used and not arguments.resume:
-            raise UserError(f"{folder} holds a run already: choose another --expname")
-        return Path(arguments.start_checkpoint)
+    given = arguments.start_checkpoint
+    if given and given != "latest":
+        return _given_checkpoint(Path(given), folder, arguments)
+    if not used and given:
+        raise UserError(f"--start_checkpoint latest: {folder} holds no run; leave the flag out")
     if not used:
         return None
-    if not arguments.resume:
+    if not (arguments.resume or given):
         raise UserError(
             f"{folder} holds another or an unfinished run: --resume continues it, "
             f"--overwrite replaces it, or choose another --expname"
         )
+    return _own_checkpoint(folder, arguments)
+
+
+def _own_checkpoint(folder: Path, arguments: TrainingArguments) -> Path | None:
+    """The run folder's furthest whole checkpoint, if the settings are those of the run."""
+    flag = "--start_checkpoint" if arguments.start_checkpoint else "--resume"
     difference = first_difference(load_config(folder / "config.json"), arguments.config)
     if difference is not None:
         key, saved, given = difference
         raise UserError(
-            f"--resume: {key} is {given!r} but {folder} was trained with {saved!r}; "
+            f"{flag}: {key} is {given!r} but {folder} was trained with {saved!r}; "
             f"use the same settings or --overwrite"
         )
-    return latest_checkpoint(folder)
+    found = latest_checkpoint(folder)
+    if found is None and arguments.start_checkpoint:
+        raise UserError(
+            f"--start_checkpoint latest: {folder} has none yet; --resume trains from the beginning"
+        )
+    if found is None and not arguments.quiet:
+        print(f"{folder} has no checkpoint yet: training from the beginning")
+    return found
+
+
+def _given_checkpoint(path: Path, folder: Path, arguments: TrainingArguments) -> Path:
+    """The checkpoint ``--start_checkpoint`` names: a folder of its own, or a run's last."""
+    used = (folder / "config.json").is_file() and not arguments.overwrite
+    if checkpoints(path):
+        path = latest_checkpoint(path) or path
+    if not used:
+        return path
+    if not _is_within(path, folder):
+        raise UserError(f"{folder} holds a run already: choose another --expname")
+    latest = _own_checkpoint(folder, arguments)
+    if latest is None or latest.resolve() != path.resolve():
+        raise UserError(
+            f"--start_checkpoint {path}: {folder} has gone on to {latest}; "
+            f"choose another --expname to go on from the older one"
+        )
+    return latest
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def _check_writable(folder: Path) -> None:
@@ -216,8 +278,8 @@ def _check_writable(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Removes what runs write to their folder, and nothing else."""
-    for name in ("point_cloud", "checkpoint"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in FOLDERS:
+        remove_folder(folder / name)
     for rendered in folder.glob("*/ours_*"):
         if rendered.parent.name in ("train", "test", "video"):
             shutil.rmtree(rendered, ignore_errors=True)

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.files import atomic_file, sync
 
 
 class Report:
     """Appends events to the run folder and drives the progress bar."""
 
     def __init__(
-        self, folder: Path, *, quiet: bool = False, keep_through: int | None = None
+        self,
+        folder: Path,
+        *,
+        quiet: bool = False,
+        keep_through: int | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
         """Opens ``metrics.jsonl``.
 
         Args:
             keep_through: on resuming, the step after which older lines are dropped; None starts
                 the file anew.
+            keep_bytes: how long the file was then, as `flush` said: what was written since is
+                dropped, even of that step; None: not known.
         """
         self.path = folder / "metrics.jsonl"
         self.quiet = quiet
-        kept = [] if keep_through is None else _lines_until(self.path, keep_through)
-        self.file = self.path.open("w")
-        self.file.writelines(kept)
-        self.board = _tensorboard(folder)
+        kept = [] if keep_through is None else _lines_until(self.path, keep_through, keep_bytes)
+        with atomic_file(self.path) as temporary:  # whole: the old lines are all there is of them
+            temporary.write_bytes(b"".join(kept))
+        self.file = self._open()
+        self.board = _tensorboard(folder, keep_through)
         self.bar: tqdm | None = None
 
     def start_stage(self, stage: str, iterations: int, done: int) -> None:
@@ -53,17 +66,56 @@ class Report:
         """
         clean = {k: None if _not_finite(v) else v for k, v in values.items()}
         record = {"event": kind, "step": step, "seconds": round(seconds, 3), **clean}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self._append(f"{json.dumps(record)}\n".encode())
         if self.board is not None:
             for key, value in clean.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self.board.add_scalar(f"{kind}/{key}", value, step)
 
+    def _open(self) -> BinaryIO:
+        return self.path.open("ab", buffering=0)  # a line is one write: torn or whole, never later
+
+    def _append(self, line: bytes) -> None:
+        try:
+            while line:
+                line = line[self.file.write(line) :]
+        except OSError as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path} cannot be written ({error.strerror or error}); what was saved is intact: "
+            f"make room for it, then --resume"
+        )
+
+    def flush(self) -> int:
+        """Brings all lines to the disk: a checkpoint must not outlive the lines before it.
+
+        Returns:
+            Bytes in the file.
+
+        Raises:
+            UserError: the disk does not take them, or the run folder is gone.
+        """
+        try:
+            if not self.path.exists():
+                self.file.close()
+                self.file = self._open()
+                print(f"warning: {self.path} was gone; it begins anew here", file=sys.stderr)
+            os.fsync(self.file.fileno())
+            sync(self.path.parent)
+            return os.fstat(self.file.fileno()).st_size
+        except OSError as error:
+            raise self._fault(error) from None
+
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
         if not self.quiet:
             tqdm.write(text)
+
+    def warn(self, text: str) -> None:
+        """Prints a warning to stderr, whether quiet or not, without breaking the bar."""
+        tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def close_bar(self) -> None:
         """Ends the progress bar."""
@@ -83,24 +135,26 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
+def _lines_until(path: Path, step: int, size: int | None) -> list[bytes]:
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_bytes()[:size].splitlines(keepends=True)
     return [line for line in lines if _step_of(line) <= step]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The line's step; a line that was cut off when the run stopped comes after everything."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+        step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, keep_through: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    purge = None if keep_through is None else keep_through + 1  # hides the steps that come again
+    return SummaryWriter(str(folder), purge_step=purge)

@@ -23,21 +23,24 @@ from scene import Scene, View
 from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
-from training.checkpoint import save_model, save_state, saved_iterations
-from training.checks import Checks, DeferredChecks, ImmediateChecks, Where
-from training.density import DensityControl
+from training.checkpoint import drop_checkpoints, save_model, save_state
+from training.checks import Checks, DeferredChecks, ImmediateChecks, NotFinite, Where
+from training.density import DensityChange, DensityControl
 from training.evaluation import ViewRenderer, evaluate_views
 from training.losses import CameraColors, photometric
 from training.reports import Report
 from training.sampler import ViewSampler
 from training.schedules import Optimizer, parameter_groups
 from training.transfers import target_loader
+from utils.errors import UserError
 from utils.interrupts import DelayedInterrupt
 from utils.metrics import psnr
 
 STAGES = ("coarse", "fine")
 SH_INTERVAL = 1000  # iterations after which one more SH degree is used
 LOG_INTERVAL = 10
+MOST_SKIPPED = 20  # steps in a row that `--nonfinite skip` leaves out
+SUDDEN = 0.5  # share of the Gaussians that one round may add or prune without a warning
 EVALUATED_VIEWS = 30  # at most, while training; rendering measures all
 
 
@@ -49,6 +52,8 @@ class Plan:
     test_iterations: Sequence[int] = ()
     save_iterations: Sequence[int] = ()
     checkpoint_iterations: Sequence[int] = ()
+    checkpoint_seconds: float = 0.0  # between further checkpoints, in either stage; 0: none
+    keep_checkpoints: int = 2  # the furthest ones; 0: all
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Progress:
     iteration: int = 0  # done in this stage
     seconds: float = 0.0  # of training, without evaluation and saving
     smooth: dict[str, float] = field(default_factory=dict)  # running means for the bar
+    skipped: int = 0  # steps in a row that were not finite and were left out
 
     def step(self, coarse_iterations: int) -> int:
         """Iterations done over both stages."""
@@ -94,12 +100,13 @@ class Trainer:
 
         Args:
             deferred_checks: whether loss and gradients are checked on the device, so that most
-                iterations read nothing from it, see `training.checks`; None: where it is a GPU.
+                iterations read nothing from it, see `training.checks`; None: where it is a GPU and
+                steps that are not finite end the run.
         """
         self.model, self.scene, self.config, self.plan = model.to(device), scene, config, plan
         self.report, self.device = report, torch.device(device)
         if deferred_checks is None:
-            deferred_checks = self.device.type == "cuda"
+            deferred_checks = self.device.type == "cuda" and config.opt.nonfinite == "stop"
         self.deferred_checks = deferred_checks
         self.background = torch.tensor(scene.background, device=device)
         trained = sorted({view.camera_index for view in scene.train})
@@ -109,6 +116,7 @@ class Trainer:
             CameraColors(len(scene.camera_names)).to(device) if config.opt.camera_color else None
         )
         self.progress = Progress()
+        self._checkpointed = time.monotonic()
         self.sampler = ViewSampler(
             scene.train,
             config.opt.batch_size,
@@ -138,19 +146,21 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Runs what is left of both stages and saves the model.
+        """Runs what is left of both stages, evaluates, and saves the model.
 
-        The first Ctrl-C is heeded between two iterations: it leaves a checkpoint behind and is
-        passed on as KeyboardInterrupt.
+        The first Ctrl-C or SIGTERM is heeded between two iterations: it leaves a checkpoint behind
+        and is passed on as `utils.interrupts.Interrupted`. The second one ends at once.
         """
         self.model.train()
+        self._checkpointed = time.monotonic()
         try:
             with DelayedInterrupt() as interrupt:
                 if self.progress.stage == "coarse":
                     self._run_stage(interrupt)
                     self._start_stage("fine")
                 self._run_stage(interrupt)
-                self._save_if_missing()
+                self._finish()
+                interrupt.stop()
         finally:
             self.report.close_bar()
 
@@ -162,12 +172,16 @@ class Trainer:
             numbers = self.iterate()
             self.progress.seconds += time.perf_counter() - started
             self._log(numbers)
-            if stage == "fine":
-                self._milestones()
-            if interrupt.requested:
+            due = stage == "fine" and self._milestones()
+            if due or interrupt.requested is not None or self._checkpoint_is_late():
                 folder = self.save_checkpoint()
-                self.report.say(f"interrupted; --resume continues from {folder}")
-                raise KeyboardInterrupt
+            if interrupt.requested is not None:
+                self.report.say(f"stopped by a signal; --resume continues from {folder}")
+                interrupt.stop()
+
+    def _checkpoint_is_late(self) -> bool:
+        seconds = self.plan.checkpoint_seconds
+        return seconds > 0 and time.monotonic() - self._checkpointed >= seconds
 
     # ---- one iteration --------------------------------------------------------------------------
 
@@ -186,20 +200,60 @@ class Trainer:
         shots = self._render_batch(batch, iteration)
         terms = self._loss_terms(shots)
         loss = torch.stack(list(terms.values())).sum()
-        where = Where(self.progress.stage, iteration)
+        try:
+            self._update(Where(self.progress.stage, iteration), loss, terms, shots)
+        except NotFinite as error:
+            self._skip(error)
+            return {}
+        change = self.density.step(gaussians, self.optimizer, iteration)
+        self._watch_count(change, iteration)
+        self.progress.iteration, self.progress.skipped = iteration, 0
+        numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
+        return numbers | (vars(change) if any(vars(change).values()) else {})
+
+    def _update(
+        self, where: Where, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot]
+    ) -> None:
+        """Backward pass and optimiser step, if all is finite."""
         self.checks.loss(where, loss, terms, shots)
         loss.backward()
         self.checks.gradients(where, self.optimizer, shots)
-        if iteration <= self.density.until:
+        if where.iteration <= self.density.until:
             opacities = [shot.splats.opacities.detach() for shot in shots]
             self.density.observe([shot.output for shot in shots], opacities)
         self.optimizer.step(self.checks.failed)
-        if self._reads(iteration):
+        if self._reads(where.iteration):
             self.checks.read()
-        change = self.density.step(gaussians, self.optimizer, iteration)
-        self.progress.iteration = iteration
-        numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
-        return numbers | (vars(change) if any(vars(change).values()) else {})
+
+    def _skip(self, error: NotFinite) -> None:
+        """Leaves a step out that is not finite, or ends the run, as ``--nonfinite`` says."""
+        p = self.progress
+        if self.config.opt.nonfinite == "stop" or p.skipped + 1 >= MOST_SKIPPED:
+            raise error
+        self.optimizer.adam.zero_grad(set_to_none=True)
+        p.iteration, p.skipped = p.iteration + 1, p.skipped + 1
+        self.report.warn(f"step left out: {error}")
+        self._event("skip", skipped=p.skipped)
+
+    def _watch_count(self, change: DensityChange, iteration: int) -> None:
+        """Warns where the count of Gaussians collapses, explodes, or meets its limit."""
+        added, pruned = change.cloned + change.split, change.pruned
+        now, most = len(self.model.gaussians), self.config.opt.max_gaussians
+        before = now + pruned - added
+        where = f"{self.progress.stage} iteration {iteration}"
+        if pruned > SUDDEN * (before + added):
+            self.report.warn(
+                f"{where}: {pruned} of {before + added} Gaussians pruned at once; if the picture "
+                f"suffers, lower --opacity_threshold_{self.progress.stage}* or raise "
+                f"--max_screen_size, --max_world_scale"
+            )
+        if added > SUDDEN * before:
+            self.report.warn(
+                f"{where}: {added} Gaussians added to {before} at once; if that is too many, raise "
+                f"--densify_grad_threshold_{self.progress.stage}*"
+            )
+        if added and now >= most > before:
+            self.report.warn(f"{where}: there are now --max_gaussians {most}, none are added")
 
     def _reads(self, iteration: int) -> bool:
         """Whether something is read from the device at the end of ``iteration``."""
@@ -295,25 +349,35 @@ class Trainer:
         done = p.step(self.stage_length("coarse"))
         self.report.event(kind, done, p.seconds, stage=p.stage, iteration=p.iteration, **values)
 
-    def _milestones(self) -> None:
+    def _milestones(self) -> bool:
+        """Evaluates and saves as planned; returns whether a checkpoint is planned, too.
+
+        What is due after the last iteration anyway is left to `_finish`.
+        """
         iteration = self.progress.iteration
-        if iteration in self.plan.test_iterations:
+        last = iteration == self.stage_length("fine")
+        if iteration in self.plan.test_iterations and not last:
             self.evaluate()
-        if iteration in self.plan.save_iterations:
+        if iteration in self.plan.save_iterations and not last:
             self._save()
-        if iteration in self.plan.checkpoint_iterations:
-            self.save_checkpoint()
+        return iteration in self.plan.checkpoint_iterations
 
     def _save(self) -> None:
+        """Saves the model, as the last of what belongs to this iteration."""
         self.checks.read()
         p = self.progress
-        save_model(self.model, self.plan.model_path, p.iteration, p.seconds)
         self._event("save", gaussians=len(self.model.gaussians))
+        self.report.flush()
+        save_model(self.model, self.plan.model_path, p.iteration, p.seconds)
 
-    def _save_if_missing(self) -> None:
-        """Saves the last iteration, unless `_milestones` has."""
-        if self.progress.iteration not in saved_iterations(self.plan.model_path):
+    def _finish(self) -> None:
+        """Evaluates the last iteration and saves it; with its model the run counts as complete."""
+        try:
+            self.evaluate()
+        except UserError:  # a damaged test image costs no training
             self._save()
+            raise
+        self._save()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """PSNR and SSIM on evenly spaced test and training views, reported and returned."""
@@ -333,8 +397,15 @@ class Trainer:
     # ---- resuming -------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
-        """Writes everything that `restore` needs and returns the folder."""
+        """Writes everything that `restore` needs and returns the folder.
+
+        Older checkpoints are removed as planned, once this one is on the disk.
+
+        Raises:
+            UserError: the disk does not take it; the older ones are intact then.
+        """
         self.checks.read()
+        reported = self.report.flush()
         p = self.progress
         queue, sampler_state = self.sampler.state()
         tensors = {f"gaussians/{n}": self.model.gaussians[n] for n in self.model.gaussians.names}
@@ -352,9 +423,12 @@ class Trainer:
             "queue": queue,
             "active_sh_degree": self.model.gaussians.active_sh_degree,
             "opacity_was_reset": self.density.opacity_was_reset,
+            "reported_bytes": reported,
         }
         folder = self.plan.model_path / "checkpoint" / f"{p.stage}_{p.iteration}"
         save_state(folder, tensors, info)
+        drop_checkpoints(self.plan.model_path, self.plan.keep_checkpoints)
+        self._checkpointed = time.monotonic()
         return folder
 
     @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
 _LONGEST = 1200  # characters of a message
+_SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # no bug of ours
 
 
 class UserError(Exception):
@@ -39,9 +42,10 @@ def _cut(text: str, most: int) -> str:
 def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Runs ``main(None)`` as a command: a `UserError` becomes one line on stderr and exit code 2.
 
-    So does an error of the operating system that names a file (no permission, disk full). Ctrl-C
-    exits with 130 and a line, as shells expect; any other exception is a bug and keeps its
-    traceback. Warnings are a line each, without the line of code that they came from.
+    So does an error of the operating system that names a file (no permission) or is of the disk
+    (full, read-only). Ctrl-C exits with 130 and a line, as shells expect, and another signal with
+    128 + its number; any other exception is a bug and keeps its traceback. Warnings are a line
+    each, without the line of code that they came from.
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
@@ -53,11 +57,13 @@ def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _SURROUNDINGS:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
+        sys.exit(128 + number)
     sys.exit(code or 0)

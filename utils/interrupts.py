@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a good moment."""
+"""Ctrl-C and requests to end that wait for a good moment."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+HEEDED = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what schedulers and shutdowns send
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the program; `utils.errors.cli` exits with 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
 
 class DelayedInterrupt:
-    """While active, the first Ctrl-C only sets `requested`; a second one interrupts at once.
+    """While active, the first signal of `HEEDED` only sets `requested`; a second one ends at once.
 
     For loops that must stop between two steps, never inside one. Outside the main thread, where
     signals cannot be caught, it does nothing.
@@ -16,13 +26,13 @@ class DelayedInterrupt:
 
     def __init__(self) -> None:
         """Not active yet: use it in a ``with`` statement."""
-        self.requested = False
-        self._before: object = None
+        self.requested: int | None = None  # the signal's number
+        self._before: dict[int, object] = {}
         self._caught = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> DelayedInterrupt:
         if self._caught:
-            self._before = signal.signal(signal.SIGINT, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in HEEDED}
         return self
 
     def __exit__(
@@ -31,10 +41,15 @@ class DelayedInterrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._caught:
-            signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """Raises `Interrupted` if a signal has come; for those good moments."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+        if self.requested is not None:
+            raise Interrupted(number)
+        self.requested = number

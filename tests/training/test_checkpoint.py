@@ -93,7 +93,7 @@ def test_an_interrupted_save_leaves_the_old_one(saved, monkeypatch):
     monkeypatch.setattr(
         "training.checkpoint.digest", lambda path: (_ for _ in ()).throw(OSError("disk full"))
     )
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="iteration_7 could not be saved .disk full"):
         save_model(model, folder, 7, 2.0)
     assert (model_folder(folder, 7) / "manifest.json").read_bytes() == before
     assert [p.name for p in (folder / "point_cloud").iterdir()] == ["iteration_7"]

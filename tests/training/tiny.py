@@ -100,18 +100,35 @@ def config(**opt) -> Config:
     return made
 
 
+def family(name: str, **opt) -> Config:
+    """`config` for ``emb`` or ``hash``: the mixtures of `train_emb.py` and `train_hash.py`."""
+    made = config(**opt)
+    if name == "hash":
+        made.hidden.experts = ["hexplane", "hash"]
+        made.hash.grid_args |= {
+            "canonical_num_levels": 4,
+            "canonical_desired_resolution": 64,
+            "canonical_log2_hashmap_size": 8,
+            "deform_num_levels": 4,
+            "deform_log2_hashmap_size": 8,
+        }
+        made.hash.network_args = {"depth": 1, "width": 8, "directional": True}
+    return made
+
+
 def trainer(
     folder: Path,
     settings: Config | None = None,
     *,
     device: str = "cpu",
     deferred: bool | None = None,
+    points: int = 60,
     **plan,
 ) -> Trainer:
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     settings = settings or config()
-    world = scene()
+    world = scene(points)
     report = Report(folder, quiet=True)
     model, plans = build_model(world, settings), Plan(folder, **plan)
     return Trainer(model, world, settings, plans, report, device, deferred)
