@@ -65,7 +65,8 @@ def watched(root: Path, tmp_path: Path, module: str, *arguments: str) -> list[li
     places = {name: tmp_path / name for name in ("here", "home", "temporary")}
     for place in places.values():
         place.mkdir(exist_ok=True)
-    environment = os.environ | {
+    inherited = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    environment = inherited | {  # which torch sets where it has been imported, as in this process
         "HOME": str(places["home"]),
         "TMPDIR": str(places["temporary"]),
         "PYTHONDONTWRITEBYTECODE": "1",
