@@ -254,7 +254,7 @@ def test_a_capture_that_is_not_whole_is_one_line(scene, change, message):
     with pytest.raises(UserError, match=message):
         run(scene)
     assert not (scene / CLOUD).exists()
-    assert not list(scene.rglob(".posed*"))
+    assert not list(scene.rglob(".partial-*"))
 
 
 def test_dense_stereo_without_cuda_is_refused(scene):

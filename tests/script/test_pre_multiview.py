@@ -286,7 +286,7 @@ translation = [{-x}, 0.0, 2.0]
 
 def test_cameras_that_nothing_connects_are_refused_with_a_remedy(small, tmp_path):
     _refused("no two cameras could be posed.*--calibration", small, "--out", tmp_path / "out")
-    assert not list((tmp_path / "out").rglob(".sfm*"))  # nothing half-made
+    assert not list((tmp_path / "out").rglob(".partial-*"))  # nothing half-made
 
 
 def test_frame_rates_that_differ_are_refused(small, tmp_path):

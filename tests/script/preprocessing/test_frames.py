@@ -213,7 +213,9 @@ def test_ctrl_c_leaves_no_half_folder_and_the_next_run_completes(tmp_path):
     command = [sys.executable, "-c", SLOWLY, "script/pre_n3v.py", "--videopath", str(tmp_path)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     end = time.monotonic() + 60
-    while not list(tmp_path.glob("images/.partial-cam2.*/0005.png")):  # in the middle of the last camera
+    while not list(
+        tmp_path.glob("images/.partial-cam2.*/0005.png")
+    ):  # in the middle of the last camera
         assert running.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
