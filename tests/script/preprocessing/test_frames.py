@@ -199,7 +199,7 @@ import runpy, sys, time
 from script.preprocessing import frames
 
 save = frames.save_image
-frames.save_image = lambda *what: (time.sleep(0.03), save(*what))
+frames.save_image = lambda *what: (time.sleep(0.1), save(*what))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -213,9 +213,8 @@ def test_ctrl_c_leaves_no_half_folder_and_the_next_run_completes(tmp_path):
     command = [sys.executable, "-c", SLOWLY, "script/pre_n3v.py", "--videopath", str(tmp_path)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     end = time.monotonic() + 60
-    while not list(
-        tmp_path.glob("images/.partial-cam2.*/0005.png")
-    ):  # in the middle of the last camera
+    # In the middle of the last camera.
+    while not list(tmp_path.glob("images/.partial-cam2.*/0005.png")):
         assert running.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
