@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as utils.threads, before torch
 
@@ -54,4 +55,15 @@ def shared_data() -> Path:
     folder = Path(given) if given else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"third-party data is not there: {folder} (name it with MOEGS_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(root, tmp_path_factory) -> Path:
+    """The demo scene with three cameras."""
+    folder = tmp_path_factory.mktemp("scene") / "scene"
+    folder.mkdir()
+    for name in ("cam00.mp4", "cam01.mp4", "cam02.mp4", "points3D_downsample.ply"):
+        shutil.copy(root / "demo" / "scene" / name, folder / name)
+    np.save(folder / "poses_bounds.npy", np.load(root / "demo/scene/poses_bounds.npy")[:3])
     return folder

@@ -46,17 +46,6 @@ def make_run(source: Path, out: Path, *flags: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(root, tmp_path_factory) -> Path:
-    """The demo scene with three cameras."""
-    folder = tmp_path_factory.mktemp("scene") / "scene"
-    folder.mkdir()
-    for name in ("cam00.mp4", "cam01.mp4", "cam02.mp4", "points3D_downsample.ply"):
-        shutil.copy(root / "demo" / "scene" / name, folder / name)
-    np.save(folder / "poses_bounds.npy", np.load(root / "demo/scene/poses_bounds.npy")[:3])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def kept(source, tmp_path_factory) -> Path:
     return make_run(source, tmp_path_factory.mktemp("run") / "run", *TINY)
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -36,17 +35,6 @@ def make_run(source: Path, out: Path, iterations: tuple[int, ...], *flags: str) 
     for iteration in iterations:
         save_model(model, out, iteration, training_seconds=1.5)
     return out
-
-
-@pytest.fixture(scope="module")
-def source(root, tmp_path_factory) -> Path:
-    """The demo scene with three cameras."""
-    folder = tmp_path_factory.mktemp("scene") / "scene"
-    folder.mkdir()
-    for name in ("cam00.mp4", "cam01.mp4", "cam02.mp4", "points3D_downsample.ply"):
-        shutil.copy(root / "demo" / "scene" / name, folder / name)
-    np.save(folder / "poses_bounds.npy", np.load(root / "demo/scene/poses_bounds.npy")[:3])
-    return folder
 
 
 @pytest.fixture(scope="module")

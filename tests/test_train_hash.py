@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import render_emb
@@ -21,17 +20,6 @@ SMALL = ["-r", "64", "-d", "4", "--max_points", "400", "--densify_until_iter", "
 SHORT = ["--coarse_iterations", "2", "--iterations", "3", "--device", "cpu", "--threads", "1"]
 GRIDS = ["--configs", "arguments_MoDE/demo/demo_hash.py"]
 TEST_SET = ["--skip_train", "--skip_video", "--no-lpips", "--quiet", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def source(root, tmp_path_factory) -> Path:
-    """The demo scene with three cameras."""
-    folder = tmp_path_factory.mktemp("scene") / "scene"
-    folder.mkdir()
-    for name in ("cam00.mp4", "cam01.mp4", "cam02.mp4", "points3D_downsample.ply"):
-        shutil.copy(root / "demo" / "scene" / name, folder / name)
-    np.save(folder / "poses_bounds.npy", np.load(root / "demo/scene/poses_bounds.npy")[:3])
-    return folder
 
 
 def train(command, source: Path, out: Path, *more: str) -> dict:

@@ -78,7 +78,7 @@ struct Batch {
 };
 
 // A tile while it is being blended: planes of 16x16 pixels. A pixel that has stopped keeps its
-// transmittance negated, so that every later splat fails the transmittance test there.
+// transmittance negated: so the next batch knows it.
 template <typename S>
 struct Tile {
   S *transmittance, *last;  // last: position of the last contributor
