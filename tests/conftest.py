@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as utils.threads, before torch
-
 from pathlib import Path
+
+import utils.threads  # noqa: F401  isort: skip  (before torch)
 
 import numpy as np
 import pytest

@@ -1,10 +1,16 @@
-"""How threads wait; imported before torch by every entry point.
+"""How threads wait, and what must happen before two of them compute; imported before torch.
 
-OpenMP's threads spin for milliseconds after each parallel region by default, which takes the
-processor from whoever else wants it. Where other programs share the machine, waiting without
-spinning made an iteration much faster (225 ms to 135 ms on two busy cores); where nothing else runs
-it made it slower (84 to 115 ms became 92 to 124 ms). Passive is the choice that never goes badly
-wrong; ``OMP_WAIT_POLICY=ACTIVE`` in the environment wins over it. Read once, when torch loads.
+**Waiting.** OpenMP's threads spin for milliseconds after each parallel region by default, which
+takes the processor from whoever else wants it; put to sleep at once, each of the hundreds of short
+operations of an iteration pays for waking them. They spin here for a fraction of a millisecond,
+then sleep. 150 iterations of the demo: 17.4 s against 23.1 s asleep at once and 22.3 s spinning for
+ever; beside two busy programs 32.0, 33.4 and (spinning ten times as long) 42.1 s; docs/log.md.
+``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` in the environment win. Read once, when torch loads.
+
+**Before two compute.** MKL's vector functions (square root, logarithm, ...) choose their
+implementation at their first call. Made by two threads at once, that call now and then computed one
+thread's share by another implementation than ever after, a unit in the last place off: the same
+seed trained two different models. So the first call is made here, by one thread.
 """
 
 from __future__ import annotations
@@ -12,3 +18,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some 0.2 ms
+
+import torch  # (its OpenMP reads the environment once)
+
+torch.ones(1).sqrt()  # one element: on this thread alone

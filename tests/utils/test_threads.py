@@ -1,0 +1,56 @@
+"""The first computation of a process gives the bits of every later one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Enough elements for two threads, which both make their first call into MKL's vector functions.
+FIRST_AND_LATER = """
+import {imported}
+import torch
+torch.set_num_threads(2)
+values = torch.arange(1, 8001) * 0.00137
+first = values.sqrt()
+torch.set_num_threads(1)
+print(torch.equal(first, values.sqrt()))
+"""
+
+
+def first_equals_later(imported: str) -> bool:
+    """Whether a new process' first square root, by two threads, equals its second, by one."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    code = FIRST_AND_LATER.format(imported=imported)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip() == "True"
+
+
+@pytest.mark.slow
+def test_first_computation_by_two_threads_is_the_same_as_later_ones() -> None:
+    """Without `utils.threads` one process in ten differed: sixteen notice it four times of five.
+
+    One after the other: processes that share the cores rarely make the two calls at one time.
+    """
+    assert all(first_equals_later("utils.threads") for _ in range(16))
+
+
+def test_waiting_can_be_chosen_in_the_environment() -> None:
+    """What the user sets is left alone."""
+    chosen = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}
+    code = f"import os, utils.threads; print(*map(os.environ.get, {list(chosen)}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | chosen,
+    )
+    assert done.stdout.split() == ["ACTIVE", "7"], done.stderr
