@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +45,12 @@ from utils.verify import check_file, digest, plain_file, read_sealed, write_seal
 
 FORMAT = 2
 READABLE = (1, 2)
+SEALED_FROM = 2
 MOST_CAMERAS, MOST_FRAMES = 10**6, 10**9  # that a scene may have
 MODEL_FILES = ("point_cloud.ply", "model.safetensors")
 FOLDERS = ("point_cloud", "checkpoint")
-STATE_KEYS = ("config", "progress", "queue", "active_sh_degree", "opacity_was_reset", "sha256")
+STATE_KEYS = ("config", "progress", "queue", "sha256")
+MODE_STATE_KEYS = (*STATE_KEYS, "active_sh_degree", "opacity_was_reset")
 MANIFEST_KEYS = ("active_sh_degree", "per_gaussian", "facts", "training_seconds", "sha256")
 
 
@@ -129,7 +131,7 @@ def save_model(model: MoDE, model_path: Path, iteration: int, training_seconds: 
         UserError: the disk does not take it; nothing has changed then.
     """
     gaussians, facts = model.gaussians, model.facts
-    with _saving(model_folder(model_path, iteration)) as folder:
+    with saving(model_folder(model_path, iteration)) as folder:
         write_vertices(folder / "point_cloud.ply", _ply_vertices(gaussians))
         save_file(_contiguous(model.experts.state_dict()), folder / "model.safetensors")
         manifest = {
@@ -195,7 +197,7 @@ def _load_settings(path: Path) -> Config:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
-    manifest = _read_versioned(path)
+    manifest = read_versioned(path)
     missing = [key for key in MANIFEST_KEYS if key not in manifest]
     digests, sizes = manifest.get("sha256"), manifest.get("bytes", {})
     proven = isinstance(digests, dict) and set(digests) == set(MODEL_FILES)
@@ -282,23 +284,28 @@ def save_state(folder: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -
     Raises:
         UserError: the disk does not take it; nothing has changed then.
     """
-    with _saving(folder) as temporary:
+    with saving(folder) as temporary:
         save_file(_contiguous(tensors), temporary / "state.safetensors")
         path = temporary / "state.safetensors"
         proof = {"bytes": path.stat().st_size, "sha256": digest(path)}
         write_sealed(temporary / "state.json", {"format": FORMAT, **info, **proof})
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_state(
+    folder: Path, required: Sequence[str] = MODE_STATE_KEYS
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint that `save_state` wrote.
+
+    Args:
+        required: keys that its dict must have.
 
     Raises:
         UserError: if it is missing or damaged.
     """
     if not (folder / "state.json").is_file():
         raise UserError(f"{folder} is not a checkpoint (no state.json)")
-    info = _read_versioned(folder / "state.json")
-    missing = [key for key in STATE_KEYS if key not in info]
+    info = read_versioned(folder / "state.json")
+    missing = [key for key in required if key not in info]
     if missing:
         raise UserError(f"{folder / 'state.json'} is incomplete ({', '.join(missing)})")
     path = folder / "state.safetensors"
@@ -316,16 +323,19 @@ def checkpoints(model_path: Path) -> list[Path]:
     """The run's checkpoints, damaged or not, from the first to the furthest."""
     found = []
     for path in (model_path / "checkpoint").glob("*_*/state.json"):
-        match = re.fullmatch(r"(coarse|fine)_(\d+)", path.parent.name)
+        match = re.fullmatch(r"(coarse|fine|router)_(\d+)", path.parent.name)
         if match:
-            found.append((match[1] == "fine", int(match[2]), path.parent))
+            found.append((match[1] != "coarse", int(match[2]), path.parent))
     return [folder for *_, folder in sorted(found)]
 
 
-def latest_checkpoint(model_path: Path) -> Path | None:
+def latest_checkpoint(model_path: Path, required: Sequence[str] = MODE_STATE_KEYS) -> Path | None:
     """The furthest checkpoint that is whole, or None if the run has none yet.
 
     Each one that is damaged is complained of on stderr.
+
+    Args:
+        required: see `load_state`.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -333,7 +343,7 @@ def latest_checkpoint(model_path: Path) -> Path | None:
     found = checkpoints(model_path)
     for folder in reversed(found):
         try:
-            load_state(folder)
+            load_state(folder, required)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
@@ -388,7 +398,7 @@ def drop_checkpoints(model_path: Path, keep: int) -> None:
 
 
 @contextmanager
-def _saving(folder: Path) -> Iterator[Path]:
+def saving(folder: Path) -> Iterator[Path]:
     """`atomic_folder`, where what the disk refuses is a UserError."""
     try:
         with atomic_folder(folder) as temporary:
@@ -400,16 +410,26 @@ def _saving(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _read_versioned(path: Path) -> dict[str, Any]:
-    """A manifest or the like of a format that is known here."""
+def read_versioned(
+    path: Path, readable: Sequence[int] = READABLE, sealed_from: int = SEALED_FROM
+) -> dict[str, Any]:
+    """A manifest or the like of a format that is known here.
+
+    Args:
+        readable: the formats that are.
+        sealed_from: the first of them that has a seal.
+
+    Raises:
+        UserError: it is damaged or of another format.
+    """
     value, sealed = read_sealed(path)
     number = value.get("format")
-    if number not in READABLE:
+    if number not in readable:
         raise UserError(
             f"{path}: format {brief(repr(number), 30)}, this version reads "
-            f"{' and '.join(map(str, READABLE))}"
+            f"{' and '.join(map(str, readable))}"
         )
-    if sealed != (number >= 2):
+    if sealed != (number >= sealed_from):
         raise UserError(f"{path} is damaged (its seal is missing): copy it again or train anew")
     return value
 

@@ -89,11 +89,11 @@ def with_legend(pixels: np.ndarray, model: MoDE, attribute: str, time: float) ->
         for k, name in enumerate(model.experts)
         if k in members
     ]
-    strip = _legend(entries, attribute, pixels.shape[1])
+    strip = legend(entries, attribute, pixels.shape[1])
     return np.concatenate([pixels, strip])
 
 
-def _legend(
+def legend(
     entries: Sequence[tuple[tuple[int, int, int], str]], title: str, width: int
 ) -> np.ndarray:
     """A white strip (h, width, 3) with coloured squares and text, in as many rows as it takes."""

@@ -202,7 +202,7 @@ def _is_complete(folder: Path, arguments: TrainingArguments) -> bool:
 
 def _starting_point(folder: Path, arguments: TrainingArguments) -> Path | None:
     """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
-    _check_writable(folder)
+    check_writable(folder)
     source = Path(arguments.config.model.source_path).resolve()
     if folder.resolve() in (source, *source.parents):
         raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
@@ -267,7 +267,7 @@ def _is_within(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """An early error, before the scene is read, where the run folder cannot be made."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not existing.is_dir():

@@ -23,11 +23,11 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -201,50 +201,92 @@ def render_sets(
     Raises:
         UserError: a set cannot be rendered or written; its folder is then left as it was.
     """
-    render_view = ViewRenderer(run.model, scene, run.iteration)
+    gate_views = {a: gate_renderer(run.model, scene, run.iteration, a) for a in gates}
+
+    def draw_gates(folder: Path, views: Sequence[View], perceptual: Perceptual) -> dict[str, Any]:
+        _draw_gates(views, folder, run.model, gate_views, quiet)
+        return {}
+
+    subject = Subject(
+        run.model_path,
+        run.iteration,
+        ViewRenderer(run.model, scene, run.iteration),
+        _size_facts(run),
+        draw_gates,
+    )
+    return render_subject(subject, scene, sets=sets, device=device, lpips=lpips, quiet=quiet)
+
+
+class Renderer(Protocol):
+    """Renders views, as `training.evaluation.ViewRenderer`."""
+
+    def __call__(self, view: View) -> Tensor:
+        """(3, H, W), not clamped."""
+
+    def together(self, views: Sequence[View]) -> Tensor:
+        """(B, 3, H, W) of views of one time and one size."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is rendered, where to, and what its metrics say of it besides."""
+
+    model_path: Path
+    iteration: int
+    render: Renderer
+    facts: dict[str, Any]  # of size and training
+    # Draws more into a set's folder; what it returns joins the set's metrics.
+    extras: Callable[[Path, Sequence[View], Perceptual], dict[str, Any]]
+
+
+def render_subject(
+    subject: Subject,
+    scene: Scene,
+    *,
+    sets: Sequence[str],
+    device: str,
+    lpips: Sequence[str],
+    quiet: bool,
+) -> dict[str, dict[str, Any]]:
+    """Renders and measures sets; see `render_sets`."""
     measured = any(getattr(scene, name) for name in sets if name != "video")
     perceptual = Perceptual(lpips if measured else (), device)
-    gate_views = {a: gate_renderer(run.model, scene, run.iteration, a) for a in gates}
     results = {}
     for name in sets:
         views = getattr(scene, name)
-        if not views:
-            continue
-        results[name] = _render_set(
-            name, views, run, render_view, perceptual, device, quiet, gate_views
-        )
+        if views:
+            results[name] = _render_set(name, views, subject, perceptual, device, quiet)
     if results:
-        write_json(run.model_path / "metrics.json", collect(run.model_path, run.iteration))
+        path = subject.model_path
+        write_json(path / "metrics.json", collect(path, subject.iteration))
     return results
 
 
 def _render_set(
     name: str,
     views: Sequence[View],
-    run: Run,
-    render_view: ViewRenderer,
+    subject: Subject,
     perceptual: Perceptual,
     device: str,
     quiet: bool,
-    gate_views: Mapping[str, Render],
 ) -> dict[str, Any]:
-    out = set_folder(run.model_path, name, run.iteration)
-    fps, timed = measure_fps(render_view, views, device)
+    out = set_folder(subject.model_path, name, subject.iteration)
+    fps, timed = measure_fps(subject.render, views, device)
     try:
         with atomic_folder(out) as folder:
-            frames = _Frames(name, views, render_view, perceptual, device)
-            rows = frames.write(folder, quiet)
-            _draw_gates(views, folder, run.model, gate_views, quiet)
-            _write_videos(folder, views, quiet)
+            rows = Frames(name, views, subject.render, perceptual, device).write(folder, quiet)
+            more = subject.extras(folder, views, perceptual)
+            write_videos(folder, views, quiet)
             record = {
                 "set": name,
-                "iteration": run.iteration,
+                "iteration": subject.iteration,
                 "views": len(views),
                 "device": str(device),
                 "threads": torch.get_num_threads(),
                 "fps": fps,
                 "fps_frames": timed,
-                **_size_facts(run),
+                **subject.facts,
+                **more,
                 **_quality(views, rows, perceptual),
             }
             write_json(folder / "metrics.json", record)
@@ -306,7 +348,7 @@ class _Batch:
     download: Download  # whether each is finite, its pixels, and the rows' values
 
 
-class _Frames:
+class Frames:
     """Renders a set to images and measures them.
 
     While one batch is written and the next is decoded, a GPU renders; Python waits for it once a
@@ -317,7 +359,7 @@ class _Frames:
         self,
         name: str,
         views: Sequence[View],
-        render: ViewRenderer,
+        render: Renderer,
         perceptual: Perceptual,
         device: str,
     ) -> None:
@@ -326,8 +368,15 @@ class _Frames:
         self.loader = target_loader(device)
         self.batches = together(views, TOGETHER)
 
-    def write(self, folder: Path, quiet: bool) -> list[dict[str, float]]:
-        """Writes every view's render (and ground truth) and returns its metrics, if it has any."""
+    def write(
+        self, folder: Path, quiet: bool, *, ground_truth: bool = True
+    ) -> list[dict[str, float]]:
+        """Writes every view's render and returns its metrics, if it has any.
+
+        Args:
+            ground_truth: whether that of each view is written as well.
+        """
+        self.ground_truth = ground_truth
         rows: dict[int, dict[str, float]] = {}
         bar = tqdm(total=len(self.views), desc=f"render {self.name}", disable=quiet)
         with ImageWriter() as writer, bar:
@@ -373,7 +422,7 @@ class _Frames:
         refuse_unless(good, views)
         for index, view, picture in zip(batch.indices, views, pixels.numpy(), strict=True):
             writer.submit(folder / "renders" / f"{index:05d}.png", picture)
-            if view.store is not None:
+            if self.ground_truth and view.store is not None:
                 writer.submit(folder / "gt" / f"{index:05d}.png", view.image().numpy())
         bar.update(len(views))
         numbers = as_numbers(list(batch.rows.values()), values)
@@ -392,11 +441,11 @@ def _draw_gates(
         for attribute, draw in gate_views.items():
             bar = tqdm(views, desc=f"gates of {attribute}", disable=quiet)
             for index, view in enumerate(bar):
-                pixels = with_legend(_pixels(draw(view)), model, attribute, view.time)
+                pixels = with_legend(to_pixels(draw(view)), model, attribute, view.time)
                 writer.submit(folder / f"gates_{attribute}" / f"{index:05d}.png", pixels)
 
 
-def _pixels(image: Tensor) -> np.ndarray:
+def to_pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) float to (H, W, 3) uint8 on the host."""
     return _channels_last(image[None])[0].cpu().numpy()
 
@@ -443,9 +492,9 @@ class ImageWriter:
 # ---- videos -------------------------------------------------------------------------------------
 
 
-def _write_videos(folder: Path, views: Sequence[View], quiet: bool) -> None:
+def write_videos(folder: Path, views: Sequence[View], quiet: bool) -> None:
     """Encodes the images just written, so that no frame need be kept in memory."""
-    kinds = {"renders": "rgb", "gt": "gt", **{p.name: p.name for p in folder.glob("gates_*")}}
+    kinds = {"renders": "rgb", "gt": "gt", **{p.name: p.name for p in folder.glob("gates*")}}
     jobs = {
         folder / f"video_{short}{suffix}.mp4": [folder / kind / f"{i:05d}.png" for i in indices]
         for suffix, indices in _clips(views).items()

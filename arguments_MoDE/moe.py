@@ -1,0 +1,231 @@
+"""The settings and the command lines of MoE-GS: its router, pruning, distillation and rendering.
+
+Made as those of MoDE are: dataclasses are the one source for flags and for what a run saves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from arguments_MoDE.cli import (
+    DEVICE_HELP,
+    DEVICES,
+    _add_group,
+    _Formatter,
+    _parse,
+    _Parser,
+    run_folder,
+)
+from arguments_MoDE.config import CACHES, option
+from arguments_MoDE.recipe import print_note
+from arguments_MoDE.values import accept, check_range, settings_of
+from utils.errors import UserError
+
+ROUTER_NAMES = ("volume_aware", "pixel", "volume")
+
+
+@dataclass
+class RouterParams:
+    """The pixel router and how it is trained."""
+
+    router: str = option(
+        "volume_aware",
+        "volume_aware; or an ablation: pixel (rays and time only) or volume (weights scale the "
+        "Gaussians' opacities)",
+        choices=ROUTER_NAMES,
+    )
+    router_iterations: int = option(5000, "iterations of the router's training")
+    router_batch_size: int = option(1, "views per iteration, of one time")
+    temperature_init: float = option(
+        1.0, "temperature of the softmax over the experts at the start of training"
+    )
+    temperature_final: float = option(
+        0.1, "the same at its end and when rendering, log-linear in between"
+    )
+    temperature: str = option(
+        "annealed",
+        "annealed: as above; published: 0.01 in training and 1 when rendering, as released",
+        choices=("annealed", "published"),
+    )
+    init_mixprob: float = option(0.9, "initial value of the Gaussians' weights")
+    mask_lr: float = option(0.5, "learning rate of w and w_dir")
+    mask_lr_final: float = option(0.005, "its final value")
+    time_lr: float = option(0.05, "learning rate of w_time")
+    network_lr: float = option(0.05, "learning rate of the network")
+    router_lambda_dssim: float = option(0.2, "share of 1 - SSIM in the loss; L1 has the rest")
+    shared_transmittance: bool = option(
+        False, "draw all experts' Gaussians through one transmittance rather than each its own"
+    )
+    router_seed: int = option(0, "seed of the order of views and of the network")
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "router_iterations": (1, 1e9),
+    "router_batch_size": (1, 1e6),
+    "temperature_init": (1e-4, 1e4),
+    "temperature_final": (1e-4, 1e4),
+    "init_mixprob": (-1e3, 1e3),
+    "mask_lr": (0, 1e3),
+    "mask_lr_final": (0, 1e3),
+    "time_lr": (0, 1e3),
+    "network_lr": (0, 1e3),
+    "router_lambda_dssim": (0, 1),
+    "router_seed": (0, 2**63 - 1),
+    "keep_checkpoints": (0, 1e9),
+    "checkpoint_minutes": (0, 1e9),
+    "threads": (0, 1e6),
+    "test_iterations": (1, 1e9),
+    "save_iterations": (1, 1e9),
+    "checkpoint_iterations": (1, 1e9),
+    "iteration": (-1, 1e9),
+}
+
+
+@dataclass
+class RouterArguments:
+    """What ``train_moe.py router`` is asked for."""
+
+    params: RouterParams
+    model_path: Path = field(default_factory=Path)
+    experts: list[str] = option(
+        [],
+        "run folders of the experts, as PATH or NAME=PATH; default: all complete ones in the "
+        "folder experts of the run",
+    )
+    source_path: str = option("", "scene folder; default: the experts'", short="s")
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    test_iterations: list[int] = option(
+        [500, 2000, 5000], "iterations at which the test views are measured"
+    )
+    save_iterations: list[int] = option(
+        [500, 2000, 5000], "iterations at which the router is saved; the last always is"
+    )
+    checkpoint_iterations: list[int] = option(
+        [], "iterations at which the training state is saved, for --resume"
+    )
+    checkpoint_minutes: float = option(
+        10.0, "save the training state after so many minutes as well; 0: only as planned above"
+    )
+    keep_checkpoints: int = option(2, "training states to keep; 0: all")
+    resume: bool = option(False, "go on with the run folder's unfinished run")
+    overwrite: bool = option(False, "replace the router that is in the run folder")
+    quiet: bool = option(False, "print results only: no progress, no notes")
+    threads: int = option(0, "CPU threads; 0: PyTorch's default")
+
+
+@dataclass
+class MoERenderingArguments:
+    """What ``render_moe.py`` is asked for."""
+
+    model_path: Path = field(default_factory=Path)
+    iteration: int = option(-1, "iteration of the router to render, of those saved; -1: the last")
+    experts: list[str] = option([], "names of the experts that take part; default: all")
+    skip_train: bool = option(False, "leave the training views out")
+    skip_test: bool = option(False, "leave the held-out views out")
+    skip_video: bool = option(False, "leave the path of novel views out")
+    skip_experts: bool = option(False, "leave each expert's own picture and metrics out")
+    skip_gates: bool = option(False, "leave the pictures of the gates out")
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    quiet: bool = option(False, "print results only: no progress, no notes")
+    threads: int = option(0, "CPU threads; 0: PyTorch's default")
+    lpips: bool = option(True, "measure LPIPS too, when its weights are found")
+    lpips_experts: bool = option(False, "measure LPIPS of each expert's own pictures as well")
+    source_path: str | None = option(None, "where the scene is now; default: the run's", short="s")
+    video_frames: int | None = option(
+        None, "frames of the rendered camera path; 0: as many as the clip has; default: the run's"
+    )
+    cache: str | None = option(
+        None, "where decoded frames are kept, as in training; default: the run's", choices=CACHES
+    )
+    cache_gb: float | None = option(
+        None, "memory for decoded frames, in GB, as in training; default: the run's"
+    )
+
+
+def parse_router(argv: Sequence[str] | None, prog: str, description: str) -> RouterArguments:
+    """Reads the line of ``train_moe.py router``.
+
+    Raises:
+        UserError: names the flag.
+    """
+    values = _values(argv, prog, description, RouterArguments, RouterParams)
+    params = RouterParams(**{f.name: values.pop(f.name) for f in fields(RouterParams)})
+    check_ranges(vars(params))
+    for name in ("test_iterations", "save_iterations", "checkpoint_iterations"):
+        values[name] = sorted(set(values[name]))
+    if values["resume"] and values["overwrite"]:
+        raise UserError("--resume and --overwrite exclude each other; give one of them")
+    return RouterArguments(params=params, **values)
+
+
+def parse_moe_rendering(
+    argv: Sequence[str] | None, prog: str, description: str
+) -> MoERenderingArguments:
+    """Reads the line of ``render_moe.py``.
+
+    Raises:
+        UserError: names the flag.
+    """
+    return MoERenderingArguments(**_values(argv, prog, description, MoERenderingArguments))
+
+
+def router_params(saved: dict[str, Any], where: object) -> RouterParams:
+    """`RouterParams` from what a run saved.
+
+    Raises:
+        UserError: a setting is missing, unknown or of another type; the line names ``where``.
+    """
+    settings = {setting.name: setting for setting in settings_of(RouterParams)}
+    wrong = sorted(set(settings) ^ set(saved))
+    if wrong:
+        raise UserError(f"{where}: setting {wrong[0]} is missing or unknown: train the router anew")
+    try:
+        params = RouterParams(**{k: accept(settings[k], v) for k, v in saved.items()})
+    except TypeError as error:
+        raise UserError(f"{where}: a setting {error}") from None
+    check_ranges(vars(params))
+    return params
+
+
+def as_dict(params: RouterParams) -> dict[str, Any]:
+    """Setting -> value, ready for JSON."""
+    return asdict(params)
+
+
+def check_ranges(values: dict[str, Any]) -> None:
+    """UserError where a value of a flag lies outside its range in `RANGES`."""
+    for name, value in values.items():
+        if name in RANGES and value is not None:
+            check_range(name, value, *RANGES[name])
+
+
+def moe_parser(prog: str, description: str, *sections: type) -> _Parser:
+    """The flags of a command of MoE-GS: those of ``sections``, the first one's before the others'.
+
+    The run folder is ``--expname``, or ``--model_path``.
+    """
+    parser = _Parser(
+        prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
+    )
+    folder = parser.add_argument_group("run folder")
+    folder.add_argument("-m", "--model_path", default="", metavar="TEXT", help="the MoE's folder")
+    folder.add_argument("--expname", default="", metavar="TEXT", help="another name of the same")
+    for section in sections:
+        text = (section.__doc__ or "").splitlines()[0]
+        _add_group(parser, section.__name__, text, settings_of(section), {})
+    parser.retired = {}
+    return parser
+
+
+def _values(
+    argv: Sequence[str] | None, prog: str, description: str, *sections: type
+) -> dict[str, Any]:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    values = _parse(moe_parser(prog, description, *sections), argv, print_note)
+    values["model_path"] = run_folder(values.pop("expname"), values["model_path"])
+    check_ranges(values)
+    return values

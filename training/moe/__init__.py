@@ -1,0 +1,1 @@
+"""MoE-GS: training its experts and its router, pruning, distilling, rendering."""

@@ -1,0 +1,411 @@
+"""Trains the router of a MoE: the experts are frozen, only the router learns.
+
+The loss is (1 - s) L1 + s (1 - SSIM) of the blended picture; RAdam, a rate for w and w_dir that
+decays log-linearly, constant ones for w_time and the network. The state of a run can be saved at
+any iteration and continued bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arguments_MoDE.config import OptimizationParams
+from arguments_MoDE.moe import RouterArguments, as_dict, parse_router, router_params
+from scene import Scene, View, load_scene
+from scene.experts.base import LearningRate
+from scene.moe_gs import Blend, MoEGS
+from scene.pixel_router import TIME, WEIGHT
+from training.checkpoint import (
+    STATE_KEYS,
+    checkpoints,
+    drop_checkpoints,
+    latest_checkpoint,
+    load_state,
+    save_state,
+)
+from training.evaluation import evaluate_views
+from training.launch import check_writable, choose_device, set_precision
+from training.losses import photometric
+from training.moe.files import (
+    Member,
+    build,
+    check_scene,
+    load_experts,
+    load_members,
+    named_folders,
+    read_settings,
+    save_router,
+    saved_routers,
+    training_temperature,
+    write_settings,
+)
+from training.moe.views import MoEViewRenderer
+from training.reports import Report
+from training.sampler import ViewSampler
+from training.schedules import rate_at
+from training.transfers import target_loader
+from utils.errors import UserError
+from utils.files import make_folder, remove_folder, sole_user
+from utils.interrupts import DelayedInterrupt
+from utils.metrics import psnr
+
+LOG_INTERVAL = 10
+EVALUATED_VIEWS = 30  # at most, while training; rendering measures all
+PROG = "train_moe.py router"
+DESCRIPTION = "Train the router of a MoE on frozen experts."
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    iteration: int = 0
+    seconds: float = 0.0  # of training, without evaluation and saving
+    smooth: dict[str, float] = field(default_factory=dict)  # running means for the bar
+
+
+class RouterTrainer:
+    """Trains the router of one MoE on one scene."""
+
+    def __init__(
+        self, model: MoEGS, scene: Scene, arguments: RouterArguments, report: Report, device: str
+    ) -> None:
+        """Nothing is trained yet; see `train` and `restore`."""
+        self.model, self.scene, self.report = model.to(device), scene, report
+        self.arguments, self.params = arguments, arguments.params
+        self.device = torch.device(device)
+        self.background = torch.tensor(scene.background, device=device)
+        # (1 - s) times the weighted terms is (1 - s) L1 + s (1 - SSIM).
+        share = self.params.router_lambda_dssim
+        self.scale = max(1 - share, 1e-6)
+        self.loss = OptimizationParams(loss="l1", lambda_dssim=share / self.scale)
+        self.targets = target_loader(device)
+        self.sampler = ViewSampler(
+            scene.train, self.params.router_batch_size, same_time=True, seed=self.params.router_seed
+        )
+        self.rates = self._rates()
+        self.optimizer = torch.optim.RAdam(
+            [{"params": p, "name": name, "lr": 0.0} for name, p in self._groups().items() if p]
+        )
+        self.progress = Progress()
+        self._saved = time.monotonic()
+
+    def _rates(self) -> dict[str, LearningRate]:
+        p = self.params
+        return {
+            WEIGHT: LearningRate(p.mask_lr, p.mask_lr_final),
+            TIME: LearningRate(p.time_lr),
+            "network": LearningRate(p.network_lr),
+        }
+
+    def _groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        own = list(self.model.router.gaussians.values())
+        network = getattr(self.model.router, "network", None)
+        return {
+            WEIGHT: [values[WEIGHT] for values in own if WEIGHT in values],
+            TIME: [values[TIME] for values in own if TIME in values],
+            "network": [] if network is None else list(network.parameters()),
+        }
+
+    # ---- one iteration --------------------------------------------------------------------------
+
+    def iterate(self) -> dict[str, float]:
+        """One batch: render, loss, backward, optimiser step."""
+        iteration = self.progress.iteration + 1
+        for group in self.optimizer.param_groups:
+            rate = self.rates[group["name"]]
+            group["lr"] = rate_at(rate, iteration, self.params.router_iterations)
+        batch = self.sampler.next()
+        self.targets.expect([*batch, *self.sampler.coming()])
+        blend = self._blend(batch, iteration)
+        targets, mask = self.targets.take(batch)
+        targets = targets.permute(0, 3, 1, 2)
+        loss = self.scale * sum(photometric(blend.images, targets, self.loss, mask).values())
+        self._step(loss, batch, iteration)
+        self.progress.iteration = iteration
+        if iteration % LOG_INTERVAL:
+            return {}
+        decided = blend.gates.detach().amax(1).mean()
+        ratio = psnr(blend.images.detach(), targets, mask).nanmean()
+        return {"loss": float(loss), "psnr": float(ratio), "largest_gate": float(decided)}
+
+    def _blend(self, batch: list[View], iteration: int) -> Blend:
+        temperature = training_temperature(self.params, iteration)
+        cameras = [view.camera for view in batch]
+        return self.model(cameras, batch[0].time, self.background, temperature)
+
+    def _step(self, loss: Tensor, batch: list[View], iteration: int) -> None:
+        """Backward and update, if all is finite."""
+        names = ", ".join(view.name for view in batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"router iteration {iteration}: the loss is not finite for view {names}; "
+                f"look at that view's image and camera, and at the experts"
+            )
+        loss.backward()
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        gradients = [p.grad.sum() for p in parameters if p.grad is not None]
+        if gradients and not torch.isfinite(torch.stack(gradients)).all():
+            raise UserError(
+                f"router iteration {iteration}: a gradient is not finite for view {names}; "
+                f"lower the learning rates"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # ---- the whole training ---------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Runs what is left, evaluates, and saves the router.
+
+        The first Ctrl-C or SIGTERM is heeded between two iterations: it leaves a checkpoint behind
+        and is passed on as `utils.interrupts.Interrupted`. The second one ends at once.
+        """
+        p, goal = self.progress, self.params.router_iterations
+        self.report.start_stage("router", goal, p.iteration)
+        try:
+            with DelayedInterrupt() as interrupt:
+                while p.iteration < goal:
+                    started = time.perf_counter()
+                    numbers = self.iterate()
+                    p.seconds += time.perf_counter() - started
+                    self._log(numbers)
+                    due = p.iteration < goal and self._milestones()
+                    if due or interrupt.requested is not None:
+                        self.save_checkpoint()
+                    interrupt.stop()
+                self.evaluate()
+                self._save()
+                interrupt.stop()
+        finally:
+            self.report.close_bar()
+
+    def _milestones(self) -> bool:
+        """Evaluates and saves as planned; returns whether a checkpoint is due."""
+        iteration, plan = self.progress.iteration, self.arguments
+        if iteration in plan.test_iterations:
+            self.evaluate()
+        if iteration in plan.save_iterations:
+            self._save()
+        late = time.monotonic() - self._saved >= 60 * plan.checkpoint_minutes > 0
+        return iteration in plan.checkpoint_iterations or late
+
+    def _log(self, numbers: dict[str, float]) -> None:
+        if not numbers:
+            self.report.progress()
+            return
+        smooth = self.progress.smooth
+        for key in ("loss", "psnr"):
+            old = smooth.get(key, math.nan)
+            new = old if math.isnan(numbers[key]) else numbers[key]
+            smooth[key] = new if math.isnan(old) else 0.8 * old + 0.2 * new
+        self.report.progress(loss=f"{smooth['loss']:.4f}", psnr=f"{smooth['psnr']:.2f}")
+        self._event("train", **numbers)
+
+    def _event(self, kind: str, **values: Any) -> None:
+        p = self.progress
+        self.report.event(kind, p.iteration, p.seconds, stage="router", **values)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """PSNR and SSIM on evenly spaced test and training views, reported and returned."""
+        result = {}
+        render = MoEViewRenderer(self.model, self.scene, self.params)
+        for name, views in (("test", self.scene.test), ("train", self.scene.train)):
+            if not views:
+                continue
+            result[name] = evaluate_views(render, views, limit=EVALUATED_VIEWS)
+            self._event("evaluate", set=name, **result[name])
+            numbers = ", ".join(f"{k} {v:.4g}" for k, v in result[name].items())
+            self.report.say(f"[router {self.progress.iteration}] {name}: {numbers}")
+        return result
+
+    def _save(self) -> None:
+        self.report.flush()
+        p = self.progress
+        save_router(self.model, self.arguments.model_path, p.iteration, p.seconds)
+
+    # ---- resuming -------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path:
+        """Writes everything that `restore` needs and returns the folder.
+
+        Raises:
+            UserError: the disk does not take it; the older ones are intact then.
+        """
+        reported = self.report.flush()
+        queue, sampler_state = self.sampler.state()
+        tensors = {f"router/{n}": v for n, v in self.model.router.state_dict().items()}
+        tensors |= {f"optimizer/{n}": v for n, v in self._moments().items()}
+        tensors |= {"rng/sampler": sampler_state}
+        info = {
+            "config": as_dict(self.params),
+            "progress": vars(self.progress),
+            "queue": queue,
+            "reported_bytes": reported,
+        }
+        folder = self.arguments.model_path / "checkpoint" / f"router_{self.progress.iteration}"
+        save_state(folder, tensors, info)
+        drop_checkpoints(self.arguments.model_path, self.arguments.keep_checkpoints)
+        self._saved = time.monotonic()
+        return folder
+
+    def _moments(self) -> dict[str, Tensor]:
+        """RAdam's state: ``<group>/<index>/<key>`` -> tensor."""
+        return {
+            f"{group['name']}/{i}/{key}": value
+            for group in self.optimizer.param_groups
+            for i, parameter in enumerate(group["params"])
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Continues where `save_checkpoint` stopped; the model is of the same experts.
+
+        Raises:
+            UserError: the checkpoint is of other experts.
+        """
+        router = {k[len("router/") :]: v for k, v in tensors.items() if k.startswith("router/")}
+        try:
+            self.model.router.load_state_dict(router)
+        except RuntimeError:
+            raise UserError("the checkpoint is of other experts: --overwrite trains anew") from None
+        for group in self.optimizer.param_groups:
+            for i, parameter in enumerate(group["params"]):
+                prefix = f"optimizer/{group['name']}/{i}/"
+                found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                if found:  # the step count stays on the CPU, where RAdam keeps it
+                    self.optimizer.state[parameter] = {
+                        k: v if k == "step" else v.to(self.device) for k, v in found.items()
+                    }
+        self.sampler.restore(info["queue"], tensors["rng/sampler"])
+        self.progress = Progress(**info["progress"])
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains a router as the command line says; returns the exit code."""
+    arguments = parse_router(argv, PROG, DESCRIPTION)
+    folder = arguments.model_path
+    check_writable(folder)
+    if _is_complete(arguments):
+        print(f"{folder} has this router already; --overwrite trains it anew")
+        return 0
+    checkpoint = _starting_point(arguments)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    runs = load_experts(named_folders(arguments.experts, folder), "cpu")
+    config = next(iter(runs.values())).config
+    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    set_precision(config)
+    if arguments.source_path:
+        config.model.source_path = arguments.source_path
+    scene = load_scene(config.model)
+    check_scene(runs, scene)
+    scene.reserve()
+    scene.prepare(scene.train)
+    members = [Member.of(name, run) for name, run in runs.items()]
+    state = _state_of(checkpoint, arguments, members) if checkpoint else None
+    model = build(runs, arguments.params)
+    if not arguments.quiet:
+        print(_summary(scene, model, device))
+    with ExitStack() as held:
+        make_folder(folder)
+        held.enter_context(sole_user(folder))
+        if arguments.overwrite or checkpoint is None:
+            _clear(folder)
+        done = None if state is None else state[1]["progress"]["iteration"]
+        size = None if state is None else state[1].get("reported_bytes")
+        report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)
+        trainer = RouterTrainer(model, scene, arguments, report, device)
+        if state is not None:
+            trainer.restore(*state)
+            report.say(f"continuing from {checkpoint}")
+        write_settings(folder, arguments.params, members)
+        trainer.train()
+        report.close()
+    print(f"router trained in {trainer.progress.seconds:.0f} s; saved to {folder}")
+    return 0
+
+
+def _summary(scene: Scene, model: MoEGS, device: str) -> str:
+    experts = ", ".join(f"{n} ({len(e.gaussians)} Gaussians)" for n, e in model.experts.items())
+    return f"{scene.kind}: {len(scene.train)} training views; experts {experts}; on {device}"
+
+
+def _is_complete(arguments: RouterArguments) -> bool:
+    folder = arguments.model_path
+    if arguments.overwrite or not (folder / "moe.json").is_file():
+        return False
+    params, members = read_settings(folder)
+    if params != arguments.params or params.router_iterations not in saved_routers(folder):
+        return False
+    given = named_folders(arguments.experts, folder)
+    paths = {member.name: member.path.resolve() for member in members}
+    if paths != {name: path.resolve() for name, path in given.items()}:
+        return False
+    load_members(members, "cpu")  # an error where an expert was trained anew since
+    return True
+
+
+def _starting_point(arguments: RouterArguments) -> Path | None:
+    """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
+    folder = arguments.model_path
+    if not (folder / "moe.json").is_file() or arguments.overwrite:
+        return None
+    if not arguments.resume:
+        raise UserError(
+            f"{folder} holds another or an unfinished router: --resume continues it, "
+            f"--overwrite replaces it, or choose another --expname"
+        )
+    found = latest_checkpoint(folder, STATE_KEYS)
+    if found is None and not arguments.quiet:
+        print(f"{folder} has no checkpoint yet: training from the beginning")
+    return found
+
+
+def _state_of(
+    checkpoint: Path, arguments: RouterArguments, members: Sequence[Member]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's content, if settings and experts are those that it was made with."""
+    params, before = read_settings(arguments.model_path)
+    for saved, now in zip(before, members, strict=False):
+        if (saved.name, saved.sha256) != (now.name, now.sha256):
+            raise UserError(
+                f"--resume: {arguments.model_path} was begun with expert {saved.name} as it was "
+                f"then, not with {now.name} at {now.path}; --overwrite trains anew"
+            )
+    if len(before) != len(members):
+        raise UserError(
+            f"--resume: {arguments.model_path} was begun with {len(before)} experts, "
+            f"not {len(members)}; name the same with --experts, or --overwrite"
+        )
+    tensors, info = load_state(checkpoint, STATE_KEYS)
+    saved_params = as_dict(router_params(info["config"], checkpoint / "state.json"))
+    for key, value in as_dict(arguments.params).items():
+        if saved_params[key] != value:
+            raise UserError(
+                f"--resume: {key} is {value!r} but the run was begun with {saved_params[key]!r}; "
+                f"use the same settings or --overwrite"
+            )
+    return tensors, info
+
+
+def _clear(folder: Path) -> None:
+    """Removes what training a router writes, and nothing else: never the experts."""
+    for name in ("router", "checkpoint"):
+        remove_folder(folder / name)
+    for checkpoint in checkpoints(folder):
+        remove_folder(checkpoint)
+    for name in ("metrics.jsonl", "metrics.json", "moe.json"):
+        (folder / name).unlink(missing_ok=True)
