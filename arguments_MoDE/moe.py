@@ -75,6 +75,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "network_lr": (0, 1e3),
     "router_lambda_dssim": (0, 1),
     "router_seed": (0, 2**63 - 1),
+    "share": (0, 0.999),
+    "threshold": (0, 1e9),
+    "views": (0, 1e9),
+    "distill_iterations": (1, 1e9),
+    "distill_lambda": (0, 1),
+    "distill_lambda_dssim": (0, 1),
+    "distill_lr_scale": (0, 1e3),
     "keep_checkpoints": (0, 1e9),
     "checkpoint_minutes": (0, 1e9),
     "threads": (0, 1e6),
@@ -113,6 +120,64 @@ class RouterArguments:
     keep_checkpoints: int = option(2, "training states to keep; 0: all")
     resume: bool = option(False, "go on with the run folder's unfinished run")
     overwrite: bool = option(False, "replace the router that is in the run folder")
+    quiet: bool = option(False, "print results only: no progress, no notes")
+    threads: int = option(0, "CPU threads; 0: PyTorch's default")
+
+
+@dataclass
+class PruneArguments:
+    """What ``train_moe.py prune`` is asked for."""
+
+    model_path: Path = field(default_factory=Path)
+    moe: str = option("", "folder of the MoE to prune; it stays as it is")
+    share: float = option(0.5, "share of all experts' Gaussians to remove")
+    threshold: float | None = option(
+        None, "instead of --share: remove Gaussians of an importance below it"
+    )
+    importance: str = option(
+        "gate",
+        "what counts: gate = norm of the gradient of the expert's gates by a Gaussian's weights; "
+        "blend = its weight in the blended picture; either a mean over training views",
+        choices=("gate", "blend"),
+    )
+    views: int = option(0, "training views to measure on, evenly spaced; 0: all")
+    source_path: str = option("", "where the scene is now; default: the MoE's", short="s")
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    checkpoint_minutes: float = option(10.0, "save the sums after so many minutes; 0: never")
+    resume: bool = option(False, "go on with an interrupted pruning")
+    overwrite: bool = option(False, "replace the MoE that is in the run folder")
+    quiet: bool = option(False, "print results only: no progress, no notes")
+    threads: int = option(0, "CPU threads; 0: PyTorch's default")
+
+
+@dataclass
+class DistillArguments:
+    """What ``train_moe.py distill`` is asked for."""
+
+    model_path: Path = field(default_factory=Path)
+    moe: str = option("", "folder of the MoE that teaches; it stays as it is")
+    expert: str = option("", "name of its expert that learns")
+    distill_iterations: int = option(1000, "iterations of further training")
+    distill_lambda: float = option(
+        0.5,
+        "weight of the ground truth where the gate trusts the expert; the rest has the MoE's "
+        "picture where it does not",
+    )
+    distill_lambda_dssim: float = option(0.2, "share of 1 - SSIM in both losses; L1 has the rest")
+    distill_lr_scale: float = option(
+        1.0, "factor on the learning rates, which are those that the expert's training ended with"
+    )
+    source_path: str = option("", "where the scene is now; default: the MoE's", short="s")
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    checkpoint_iterations: list[int] = option(
+        [], "iterations, counted on from the expert's, at which the training state is saved"
+    )
+    checkpoint_minutes: float = option(
+        10.0, "save the training state after so many minutes as well; 0: only as planned above"
+    )
+    keep_checkpoints: int = option(2, "training states to keep; 0: all")
+    resume: bool = option(False, "go on with an interrupted distillation")
+    overwrite: bool = option(False, "replace the run that is in the run folder")
     quiet: bool = option(False, "print results only: no progress, no notes")
     threads: int = option(0, "CPU threads; 0: PyTorch's default")
 
@@ -157,9 +222,38 @@ def parse_router(argv: Sequence[str] | None, prog: str, description: str) -> Rou
     check_ranges(vars(params))
     for name in ("test_iterations", "save_iterations", "checkpoint_iterations"):
         values[name] = sorted(set(values[name]))
-    if values["resume"] and values["overwrite"]:
-        raise UserError("--resume and --overwrite exclude each other; give one of them")
     return RouterArguments(params=params, **values)
+
+
+def parse_prune(argv: Sequence[str] | None, prog: str, description: str) -> PruneArguments:
+    """Reads the line of ``train_moe.py prune``.
+
+    Raises:
+        UserError: names the flag.
+    """
+    return PruneArguments(**_with_moe(_values(argv, prog, description, PruneArguments)))
+
+
+def parse_distill(argv: Sequence[str] | None, prog: str, description: str) -> DistillArguments:
+    """Reads the line of ``train_moe.py distill``.
+
+    Raises:
+        UserError: names the flag.
+    """
+    values = _with_moe(_values(argv, prog, description, DistillArguments))
+    if not values["expert"]:
+        raise UserError("--expert is missing: name the MoE's expert that learns")
+    return DistillArguments(**values)
+
+
+def _with_moe(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, if the MoE to start from is given and is not the folder to write to."""
+    if not values["moe"]:
+        raise UserError("--moe is missing: give the folder of the MoE to start from")
+    moe = Path(values["moe"]).expanduser()
+    if moe.resolve() == values["model_path"].resolve():
+        raise UserError(f"--expname {moe} is the MoE itself: give another folder to write to")
+    return values | {"moe": str(moe)}
 
 
 def parse_moe_rendering(
@@ -228,4 +322,6 @@ def _values(
     values = _parse(moe_parser(prog, description, *sections), argv, print_note)
     values["model_path"] = run_folder(values.pop("expname"), values["model_path"])
     check_ranges(values)
+    if values.get("resume") and values["overwrite"]:
+        raise UserError("--resume and --overwrite exclude each other; give one of them")
     return values

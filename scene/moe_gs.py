@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from gaussian_renderer import render, render_layers
+from gaussian_renderer import LayersOutput, render, render_layers
 from scene.cameras import Camera
 from scene.experts.polynomial import visibility_delta
 from scene.mixture import MoDE, Splats
@@ -85,14 +85,33 @@ class MoEGS(nn.Module):
         if isinstance(self.router, VolumeRouter):
             return self._union(cameras, names, splats, time, background)
         features = [self.router.features(name, time) for name in names]
-        layers = render_layers(
+        return self.blend(
             cameras,
+            names,
             splats,
-            None if features[0] is None else features,
+            features if self.router.splats else None,
+            time,
             background,
-            self._sh_degree(names),
-            shared_transmittance=self.shared_transmittance,
+            temperature,
         )
+
+    def blend(
+        self,
+        cameras: Sequence[Camera],
+        names: Sequence[str],
+        splats: Sequence[Splats],
+        features: Sequence[Tensor] | None,
+        time: float,
+        background: Tensor,
+        temperature: float,
+    ) -> Blend:
+        """What `forward` returns, from the Gaussians and router features of the experts ``names``.
+
+        Args:
+            splats: one for each of ``names``.
+            features: (N_k, 3) each, as `PixelRouter.features`; None where the router has none.
+        """
+        layers = self.layers(cameras, splats, features, background)
         rays = rays_of(cameras, self.centre, self.extent, background.device)
         logits = self.router.logits(layers.features, rays, time)
         if logits.shape[1] != len(names):  # of a router whose network knows all experts
@@ -100,6 +119,23 @@ class MoEGS(nn.Module):
         gates = gates_of(logits, temperature)
         images = (gates[:, :, None] * layers.images).sum(1)
         return Blend(images, layers.images, gates, logits)
+
+    def layers(
+        self,
+        cameras: Sequence[Camera],
+        splats: Sequence[Splats],
+        features: Sequence[Tensor] | None,
+        background: Tensor,
+    ) -> LayersOutput:
+        """The experts' pictures before they are blended, and the splatted ``features``."""
+        return render_layers(
+            cameras,
+            splats,
+            features,
+            background,
+            self._sh_degree(),
+            shared_transmittance=self.shared_transmittance,
+        )
 
     def splats(self, name: str, time: float) -> Splats:
         """The Gaussians of an expert at ``time``, as of a camera never seen."""
@@ -112,9 +148,8 @@ class MoEGS(nn.Module):
             splats = replace(splats, sh=sh)
         return splats
 
-    def _sh_degree(self, names: Sequence[str] | None = None) -> int:
-        names = list(self.experts) if names is None else names
-        return max(self.experts[name].gaussians.active_sh_degree for name in names)
+    def _sh_degree(self) -> int:
+        return max(expert.gaussians.active_sh_degree for expert in self.experts.values())
 
     def _union(
         self,
@@ -126,7 +161,7 @@ class MoEGS(nn.Module):
     ) -> Blend:
         """All experts' Gaussians drawn as one set, their opacities scaled by the router."""
         scaled = [self._scaled(name, part, time) for name, part in zip(names, splats, strict=True)]
-        degree = self._sh_degree(names)
+        degree = self._sh_degree()
         whole = Splats(
             *(torch.cat([getattr(part, f.name) for part in scaled]) for f in fields(Splats))
         )

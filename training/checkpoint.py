@@ -323,7 +323,7 @@ def checkpoints(model_path: Path) -> list[Path]:
     """The run's checkpoints, damaged or not, from the first to the furthest."""
     found = []
     for path in (model_path / "checkpoint").glob("*_*/state.json"):
-        match = re.fullmatch(r"(coarse|fine|router)_(\d+)", path.parent.name)
+        match = re.fullmatch(r"(coarse|fine|router|prune)_(\d+)", path.parent.name)
         if match:
             found.append((match[1] != "coarse", int(match[2]), path.parent))
     return [folder for *_, folder in sorted(found)]

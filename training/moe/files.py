@@ -336,5 +336,16 @@ def load_moe(model_path: Path, iteration: int = -1, device: str = "cpu") -> MoER
     return MoERun(model.eval(), params, runs, iteration, model_path, seconds)
 
 
+def folder_bytes(run: MoERun, model_path: Path | None = None) -> int:
+    """Size on disk of a MoE's experts and router, without settings and pictures.
+
+    Args:
+        model_path: where its router lies; None: where it was read from.
+    """
+    folders = [model_folder(part.model_path, part.iteration) for part in run.runs.values()]
+    folders.append(router_folder(model_path or run.model_path, run.iteration))
+    return sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
+
+
 def _read(path: Path) -> dict[str, Any]:
     return read_versioned(path, (FORMAT,), sealed_from=1)

@@ -1,0 +1,265 @@
+"""Distillation: one expert learns from the MoE, so that it can be used alone.
+
+Where the gate trusts the expert it is compared with the ground truth, elsewhere with the MoE's
+picture (MoE-GS, equation 11), G being the expert's gate::
+
+    L_k = lambda L(G I_k, G I_GT) + (1 - lambda) L((1 - G) I_k, (1 - G) I_MoE)
+
+The MoE is frozen, the copy of the expert in it too. The expert goes on from where its training
+ended, with a fresh optimiser, without density control: it keeps its size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from arguments_MoDE.config import Config, OptimizationParams
+from arguments_MoDE.moe import DistillArguments, parse_distill
+from arguments_MoDE.saved import first_difference, load_config, save_config
+from scene import Scene, load_scene
+from scene.experts.base import LearningRate
+from scene.mixture import MoDE
+from training.checkpoint import (
+    FOLDERS,
+    latest_checkpoint,
+    load_run,
+    load_state,
+    recover,
+    saved_iterations,
+)
+from training.launch import check_writable, choose_device, set_precision
+from training.losses import photometric, to_float
+from training.moe.files import MoERun, check_scene, load_moe
+from training.moe.views import MoEViewRenderer
+from training.reports import Report
+from training.trainer import Plan, Progress, Shot, Trainer
+from utils.errors import UserError
+from utils.files import make_folder, remove_folder, sole_user, write_json
+
+PROG = "train_moe.py distill"
+DESCRIPTION = "Train one expert further, with its MoE as the teacher."
+TEST_SHARES = (0.25, 0.5, 0.75)  # of the iterations, at which test views are measured as well
+
+
+def distillation_loss(
+    images: Tensor,
+    targets: Tensor,
+    taught: Tensor,
+    gate: Tensor,
+    weight: float,
+    dssim: float,
+    mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The two terms of equation 11, weighted.
+
+    Args:
+        images: (B, 3, H, W), the expert's.
+        targets: (B, 3, H, W) in [0, 1], the ground truth.
+        taught: (B, 3, H, W), the MoE's.
+        gate: (B, 1, H, W), the expert's.
+        weight: lambda.
+        dssim: share s of 1 - SSIM: L = (1 - s) L1 + s (1 - SSIM).
+        mask: (B, 1, H, W) bool, the pixels that count; None: all.
+    """
+    scale = max(1 - dssim, 1e-6)
+    settings = OptimizationParams(loss="l1", lambda_dssim=dssim / scale)
+    pairs = {
+        "truth": (weight, gate, targets),
+        "teacher": (1 - weight, 1 - gate, taught),
+    }
+    return {
+        name: share * scale * sum(photometric(g * images, g * to, settings, mask).values())
+        for name, (share, g, to) in pairs.items()
+        if share > 0
+    }
+
+
+class DistillTrainer(Trainer):
+    """Trains an expert further; see the module's text."""
+
+    def __init__(
+        self,
+        teacher: MoERun,
+        arguments: DistillArguments,
+        student: MoDE,
+        scene: Scene,
+        config: Config,
+        plan: Plan,
+        report: Report,
+        device: str,
+    ) -> None:
+        """``config`` is `distilled_config`; nothing is trained yet."""
+        self.arguments = arguments
+        self.index = list(teacher.runs).index(arguments.expert)
+        super().__init__(student, scene, config, plan, report, device)
+        self.teacher = MoEViewRenderer(teacher.model.to(device), scene, teacher.params)
+        self._start_stage("fine")
+        self.progress = Progress("fine", teacher.runs[arguments.expert].iteration)
+
+    def _start_stage(self, stage: str) -> None:
+        super()._start_stage(stage)
+        scale = self.arguments.distill_lr_scale
+        self.optimizer.rates = {
+            name: LearningRate(
+                scale * rate.initial, None if rate.final is None else scale * rate.final, rate.steps
+            )
+            for name, rate in self.optimizer.rates.items()
+        }
+
+    def _loss_terms(self, shots: list[Shot]) -> dict[str, Tensor]:
+        """Those of `distillation_loss`, and the expert's own regularisers."""
+        total = sum(shot.images.numel() for shot in shots)
+        terms: dict[str, Tensor] = {}
+        for shot in shots:
+            taught = self.teacher.blend(shot.views)
+            parts = distillation_loss(
+                shot.images,
+                to_float(shot.targets.permute(0, 2, 3, 1)),
+                taught.images,
+                taught.gates[:, self.index, None],
+                self.arguments.distill_lambda,
+                self.arguments.distill_lambda_dssim,
+                shot.mask,
+            )
+            for name, value in parts.items():
+                terms[name] = terms.get(name, 0) + shot.images.numel() / total * value
+        times = [view.time for shot in shots for view in shot.views]
+        return terms | self.model.regularizers(times, self.progress.iteration)
+
+
+def distilled_config(teacher: MoERun, arguments: DistillArguments) -> Config:
+    """The expert's settings, with more iterations and without density control."""
+    run = teacher.runs[arguments.expert]
+    config = copy.deepcopy(run.config)
+    config.opt.iterations = run.iteration + arguments.distill_iterations
+    config.opt.densify_until_iter = 0
+    config.opt.gaiting_from_iter = min(config.opt.gaiting_from_iter, run.iteration)
+    config.model.model_path = str(arguments.model_path)
+    if arguments.source_path:
+        config.model.source_path = arguments.source_path
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Distils as the command line says; returns the exit code."""
+    arguments = parse_distill(argv, PROG, DESCRIPTION)
+    folder = arguments.model_path
+    check_writable(folder)
+    teacher = load_moe(Path(arguments.moe))
+    if arguments.expert not in teacher.runs:
+        known = ", ".join(teacher.runs)
+        raise UserError(f"--expert {arguments.expert}: {arguments.moe} has {known}")
+    config = distilled_config(teacher, arguments)
+    if _is_complete(arguments, config):
+        print(f"{folder} is distilled already with these settings; --overwrite does it anew")
+        return 0
+    checkpoint = _starting_point(arguments, config)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    set_precision(config)
+    torch.manual_seed(config.model.seed)
+    scene = load_scene(config.model)
+    check_scene(teacher.runs, scene)
+    scene.prepare(scene.train)
+    with ExitStack() as held:
+        trainer = _trainer(teacher, arguments, config, scene, device, checkpoint, held)
+        trainer.train()
+        trainer.report.close()
+    print(f"distilled in {trainer.progress.seconds:.0f} s; saved to {folder}")
+    return 0
+
+
+def _trainer(
+    teacher: MoERun,
+    arguments: DistillArguments,
+    config: Config,
+    scene: Scene,
+    device: str,
+    checkpoint: Path | None,
+    held: ExitStack,
+) -> DistillTrainer:
+    """The trainer, restored if there is a checkpoint; only now is the run folder written to."""
+    folder = arguments.model_path
+    state = load_state(checkpoint) if checkpoint else None
+    make_folder(folder)
+    held.enter_context(sole_user(folder))
+    if state is None:
+        _clear(folder)
+    base = teacher.runs[arguments.expert]
+    done = None if state is None else state[1]["progress"]["iteration"]
+    done = None if done is None else done + config.opt.coarse_iterations
+    size = None if state is None else state[1].get("reported_bytes")
+    report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)
+    steps = [round(share * arguments.distill_iterations) for share in TEST_SHARES]
+    plan = Plan(
+        folder,
+        [base.iteration + step for step in steps],
+        [],
+        [base.iteration + step for step in arguments.checkpoint_iterations],
+        60 * arguments.checkpoint_minutes,
+        arguments.keep_checkpoints,
+    )
+    student = load_run(base.model_path, base.iteration, device).model.requires_grad_(True)
+    trainer = DistillTrainer(teacher, arguments, student, scene, config, plan, report, device)
+    if state is not None:
+        trainer.restore(*state)
+        report.say(f"continuing from {checkpoint}")
+    write_json(folder / "distill.json", _record(teacher, arguments))
+    save_config(config, folder / "config.json")  # last: with it the folder counts as a run
+    return trainer
+
+
+def _record(teacher: MoERun, arguments: DistillArguments) -> dict:
+    return {
+        "moe": arguments.moe,
+        "router_iteration": teacher.iteration,
+        "expert": arguments.expert,
+        "distill_lambda": arguments.distill_lambda,
+        "distill_lambda_dssim": arguments.distill_lambda_dssim,
+        "distill_lr_scale": arguments.distill_lr_scale,
+    }
+
+
+def _is_complete(arguments: DistillArguments, config: Config) -> bool:
+    folder = arguments.model_path
+    if arguments.overwrite or not (folder / "config.json").is_file():
+        return False
+    same = first_difference(load_config(folder / "config.json"), config) is None
+    return same and config.opt.iterations in saved_iterations(folder)
+
+
+def _starting_point(arguments: DistillArguments, config: Config) -> Path | None:
+    """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
+    folder = arguments.model_path
+    if folder.exists():
+        with sole_user(folder):
+            recover(folder)
+    if not (folder / "config.json").is_file() or arguments.overwrite:
+        return None
+    if not arguments.resume:
+        raise UserError(
+            f"{folder} holds another or an unfinished run: --resume continues it, "
+            f"--overwrite replaces it, or choose another --expname"
+        )
+    difference = first_difference(load_config(folder / "config.json"), config)
+    if difference is not None:
+        key, saved, given = difference
+        raise UserError(
+            f"--resume: {key} is {given!r} but {folder} was begun with {saved!r}; "
+            f"use the same settings or --overwrite"
+        )
+    return latest_checkpoint(folder)
+
+
+def _clear(folder: Path) -> None:
+    for name in FOLDERS:
+        remove_folder(folder / name)
+    for name in ("metrics.json", "metrics.jsonl", "config.json", "distill.json"):
+        (folder / name).unlink(missing_ok=True)
