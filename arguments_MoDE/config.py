@@ -377,8 +377,24 @@ class ModelMotionParams:
     trbf_scale_init: float = option(
         1.0, "polynomial expert: initial log-width of visibility in clips (STG: 0)"
     )
+    trbf_spread: bool = option(
+        False,
+        "polynomial expert: temporal centres start anywhere in the clip, and so do those of clones "
+        "and children (STG); else all in its middle",
+    )
     keyframe_num: int = option(
         6, "keyframe expert: keyframes, evenly spaced over the clip", structural=True
+    )
+
+
+@dataclass
+class MoEParams:
+    """Which models `train_moe.py` mixes; no part of the settings of any one of them."""
+
+    members: list[str] = option(
+        [],
+        "models to train: an expert's name, several joined with + for a mixture of them in one "
+        "model, mode (hexplane+embedding), or a name that ExpertParams in the recipe gives experts",
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scene.experts.heads import two_layer_heads
-from scene.gaussian_model import Canonical
+from scene.gaussian_model import Canonical, GaussianModel
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config
@@ -95,6 +95,14 @@ class Expert(nn.Module):
 
     def per_gaussian(self, count: int) -> dict[str, Tensor]:
         """Initial values of this expert's per-Gaussian parameters: name -> (N, ...)."""
+        return {}
+
+    def offspring(self, gaussians: GaussianModel, parents: Tensor) -> dict[str, Tensor]:
+        """Parameters in which clones and children are not copies: name -> (M, ...).
+
+        Args:
+            parents: (M,) int64, the Gaussian that each new one comes from.
+        """
         return {}
 
     def per_gaussian_rates(self, config: Config) -> dict[str, LearningRate]:

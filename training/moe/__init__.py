@@ -1,0 +1,1 @@
+"""MoE-GS: models that are trained each for itself, and what blends their pictures."""
