@@ -1,7 +1,7 @@
 """Trains MoE-GS: several models, each for itself, and then what blends their pictures.
 
     python train_moe.py experts -s data/N3V/coffee_martini --expname output/moe \
-        --configs arguments_MoDE/moe/n3v/coffee_martini.py
+        --configs arguments_MoDE/moe/n3v/three.py
 
 On a machine without a GPU, a recipe of its size (a few minutes):
 

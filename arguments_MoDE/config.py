@@ -150,6 +150,12 @@ class OptimizationParams:
         3.5, "keyframe expert: learning rate of positions, as a multiple of the canonical ones'"
     )
     keyframe_rotation_lr: float = option(1e-3, "keyframe expert: learning rate of quaternions")
+    keyframe_span_lr: float = option(
+        1e-3, "keyframe expert: learning rate of the moments between which a Gaussian is visible"
+    )
+    keyframe_fade_lr: float = option(
+        0.01, "keyframe expert: learning rate of the log-widths of fading"
+    )
     weight_movelr: float = option(5e-3, "learning rate of the router's knots")
     weight_movelr_final: float = option(5e-4, "its final value")
     weight_lr_max_steps: int = option(20000, "steps of its decay; 0: the stage's length")
@@ -384,6 +390,26 @@ class ModelMotionParams:
     )
     keyframe_num: int = option(
         6, "keyframe expert: keyframes, evenly spaced over the clip", structural=True
+    )
+    keyframe_opacity: bool = option(
+        False,
+        "keyframe expert: Gaussians are visible between two moments of their own (Ex4DGS)",
+        structural=True,
+    )
+    keyframe_fade_init: float = option(
+        -0.5, "keyframe expert: initial log-width of fading, in clips, with --keyframe_opacity"
+    )
+    keyframe_sets: bool = option(
+        False,
+        "keyframe expert: Gaussians start static, on a line, and those that move farthest become "
+        "dynamic, with keyframes (Ex4DGS)",
+        structural=True,
+    )
+    keyframe_extract_interval: int = option(
+        100, "keyframe expert: fine iterations after which static Gaussians become dynamic"
+    )
+    keyframe_extract_share: float = option(
+        0.02, "keyframe expert: share of the static Gaussians that do (Ex4DGS: 0.01 to 0.02)"
     )
 
 

@@ -169,6 +169,11 @@ class MoDE(nn.Module):
             values |= expert.offspring(self.gaussians, parents)
         return values
 
+    def evolve(self, iteration: int) -> None:
+        """What experts change outside of gradients, after ``iteration`` of the fine stage."""
+        for expert in self.experts.values():
+            expert.evolve(self.gaussians, iteration)
+
     def wanted(self, index: int) -> frozenset[str]:
         """Attributes that expert ``index`` must compute."""
         return frozenset(a for a, rows in self.attribute_experts.items() if index in rows)

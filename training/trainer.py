@@ -207,6 +207,8 @@ class Trainer:
             return {}
         offspring = self.model.offspring
         change = self.density.step(gaussians, self.optimizer, iteration, offspring)
+        if self.progress.stage == "fine":
+            self.model.evolve(iteration)
         self._watch_count(change, iteration)
         self.progress.iteration, self.progress.skipped = iteration, 0
         numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}

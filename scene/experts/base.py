@@ -105,6 +105,9 @@ class Expert(nn.Module):
         """
         return {}
 
+    def evolve(self, gaussians: GaussianModel, iteration: int) -> None:
+        """What changes outside of gradients, after each ``iteration`` of the fine stage."""
+
     def per_gaussian_rates(self, config: Config) -> dict[str, LearningRate]:
         """Learning rates of the parameters named by `per_gaussian`."""
         return {}
