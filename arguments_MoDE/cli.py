@@ -162,7 +162,14 @@ def parse_training(
     base = Config()
     base.hidden.experts = list(default_experts) or base.hidden.experts
     base = merged(base, recipe)
-    values = _parse(training_parser(prog, description, base), argv, note)
+    values = parse_flags(training_parser(prog, description, base), argv, note)
+    return training_arguments(base, values, known_experts)
+
+
+def training_arguments(
+    base: Config, values: dict[str, Any], known_experts: Sequence[str] = ()
+) -> TrainingArguments:
+    """The checked arguments of a training from ``base`` and the ``values`` of all flags."""
     config = _resolve(base, values)
     validate(config, known_experts)
     extras = {setting.name: values[setting.name] for setting in settings_of(TrainingArguments)}
@@ -192,7 +199,7 @@ def parse_rendering(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     recipe, note = _recipe_of(argv)
-    values = _parse(rendering_parser(prog, description), argv, note)
+    values = parse_flags(rendering_parser(prog, description), argv, note)
     folder = _existing_run(run_folder(values.pop("expname"), values.pop("model_path")))
     config = load_config(folder / "config.json")
     _check_saved(folder / "config.json", config, known_experts)
@@ -240,13 +247,25 @@ def _existing_run(folder: Path) -> Path:
 
 
 def _recipe_of(argv: Sequence[str]) -> tuple[Sections, Note]:
-    """The first pass: reads the recipe that ``--configs`` names, if any."""
+    """Reads the recipe that ``--configs`` names, if any."""
+    first = first_pass(argv)
+    note = note_of(first)
+    return (read_recipe(first.configs, note) if first.configs is not None else {}), note
+
+
+def first_pass(argv: Sequence[str], *, lists: Sequence[str] = ()) -> argparse.Namespace:
+    """``configs`` and ``quiet`` of a command line, and ``lists`` of words; all else is left."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--configs")
     first.add_argument("--quiet", action="store_true")
-    known, _ = first.parse_known_args(argv)
-    note: Note = (lambda text: None) if known.quiet else print_note
-    return (read_recipe(known.configs, note) if known.configs is not None else {}), note
+    for name in lists:
+        first.add_argument(f"--{name}", nargs="*")
+    return first.parse_known_args(argv)[0]
+
+
+def note_of(first: argparse.Namespace) -> Note:
+    """Where remarks on a recipe go: nowhere with ``--quiet``."""
+    return (lambda text: None) if first.quiet else print_note
 
 
 def _resolve(base: Config, values: dict[str, Any]) -> Config:
@@ -283,21 +302,27 @@ def _check_training(arguments: TrainingArguments) -> None:
 # ------------------------------------------------------------------------------------ parsers
 
 
-def training_parser(prog: str, description: str, base: Config | None = None) -> _Parser:
-    """The flags of a training command, with the values of ``base`` as defaults."""
+def training_parser(
+    prog: str, description: str, base: Config | None = None, *, more: str = ""
+) -> _Parser:
+    """The flags of a training command, with the values of ``base`` as defaults.
+
+    Args:
+        more: further flags, for the line that shows the usage.
+    """
     base = base or Config()
     parser = _Parser(
         prog=prog,
         description=description,
-        usage="%(prog)s -s SCENE --expname RUN [--configs RECIPE] [--flag value ...]",
+        usage=f"%(prog)s -s SCENE --expname RUN {more}[--configs RECIPE] [--flag value ...]",
         epilog="Every setting may stand in a recipe as well; a flag given here wins over it.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    _add_group(parser, "run", "What to do with the run.", settings_of(TrainingArguments), {})
+    add_group(parser, "run", "What to do with the run.", settings_of(TrainingArguments), {})
     for name, section in section_types().items():
         values = {**vars(getattr(base, name)), "expname": "", "model_path": ""}
-        _add_group(parser, name, section.__doc__ or "", settings_of(section), values)
+        add_group(parser, name, section.__doc__ or "", settings_of(section), values)
     _add_retired(parser, RETIRED_FLAGS)
     return parser
 
@@ -313,9 +338,9 @@ def rendering_parser(prog: str, description: str) -> _Parser:
         allow_abbrev=False,
     )
     run = [item for item in settings_of(section_types()["ModelParams"]) if item.name in _FOLDERS]
-    _add_group(parser, "run", "Which run to render.", run, {})
+    add_group(parser, "run", "Which run to render.", run, {})
     rest = settings_of(RenderingArguments)
-    _add_group(parser, "rendering", "What to render.", rest, {})
+    add_group(parser, "rendering", "What to render.", rest, {})
     _add_retired(parser, RETIRED_FLAGS | RETIRED_AT_RENDERING)
     return parser
 
@@ -363,9 +388,10 @@ class _Merge(argparse.Action):
         setattr(namespace, self.dest, result)
 
 
-def _add_group(
+def add_group(
     parser: _Parser, title: str, text: str, settings: Sequence[Setting], values: dict[str, Any]
 ) -> None:
+    """A flag for each of ``settings``, with the defaults ``values``."""
     group = parser.add_argument_group(title, text.splitlines()[0])
     for setting in settings:
         default = values.get(setting.name, setting.default)
@@ -451,7 +477,7 @@ def _add_retired(parser: _Parser, retired: dict[str, tuple[bool, str]]) -> None:
         )
 
 
-def _parse(parser: _Parser, argv: Sequence[str], note: Note) -> dict[str, Any]:
+def parse_flags(parser: _Parser, argv: Sequence[str], note: Note) -> dict[str, Any]:
     """The values of all flags; notes the retired ones and refuses what is unknown."""
     known, rest = parser.parse_known_args(argv)
     if rest:

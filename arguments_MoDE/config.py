@@ -150,6 +150,12 @@ class OptimizationParams:
         3.5, "keyframe expert: learning rate of positions, as a multiple of the canonical ones'"
     )
     keyframe_rotation_lr: float = option(1e-3, "keyframe expert: learning rate of quaternions")
+    keyframe_span_lr: float = option(
+        1e-3, "keyframe expert: learning rate of the moments between which a Gaussian is visible"
+    )
+    keyframe_fade_lr: float = option(
+        0.01, "keyframe expert: learning rate of the log-widths of fading"
+    )
     weight_movelr: float = option(5e-3, "learning rate of the router's knots")
     weight_movelr_final: float = option(5e-4, "its final value")
     weight_lr_max_steps: int = option(20000, "steps of its decay; 0: the stage's length")
@@ -377,9 +383,80 @@ class ModelMotionParams:
     trbf_scale_init: float = option(
         1.0, "polynomial expert: initial log-width of visibility in clips (STG: 0)"
     )
+    trbf_spread: bool = option(
+        False,
+        "polynomial expert: temporal centres start anywhere in the clip, and so do those of clones "
+        "and children (STG); else all in its middle",
+    )
     keyframe_num: int = option(
         6, "keyframe expert: keyframes, evenly spaced over the clip", structural=True
     )
+    keyframe_opacity: bool = option(
+        False,
+        "keyframe expert: Gaussians are visible between two moments of their own (Ex4DGS)",
+        structural=True,
+    )
+    keyframe_fade_init: float = option(
+        -0.5, "keyframe expert: initial log-width of fading, in clips, with --keyframe_opacity"
+    )
+    keyframe_sets: bool = option(
+        False,
+        "keyframe expert: Gaussians start static, on a line, and those that move farthest become "
+        "dynamic, with keyframes (Ex4DGS)",
+        structural=True,
+    )
+    keyframe_extract_interval: int = option(
+        100, "keyframe expert: fine iterations after which static Gaussians become dynamic"
+    )
+    keyframe_extract_share: float = option(
+        0.02, "keyframe expert: share of the static Gaussians that do (Ex4DGS: 0.01 to 0.02)"
+    )
+
+
+@dataclass
+class MoEParams:
+    """Which models `train_moe.py` mixes; no part of the settings of any one of them."""
+
+    members: list[str] = option(
+        [],
+        "models to train: an expert's name, several joined with + for a mixture of them in one "
+        "model, mode (hexplane+embedding), or a name that ExpertParams in the recipe gives experts",
+    )
+
+
+@dataclass
+class RouterParams:
+    """The pixel router and how it is trained."""
+
+    router: str = option(
+        "volume_aware",
+        "volume_aware; or an ablation: pixel (rays and time only) or volume (weights scale the "
+        "Gaussians' opacities)",
+        choices=("volume_aware", "pixel", "volume"),
+    )
+    router_iterations: int = option(5000, "iterations of the router's training")
+    router_batch_size: int = option(1, "views per iteration, of one time")
+    temperature_init: float = option(
+        1.0, "temperature of the softmax over the experts at the start of training"
+    )
+    temperature_final: float = option(
+        0.1, "the same at its end and when rendering, log-linear in between"
+    )
+    temperature: str = option(
+        "annealed",
+        "annealed: as above; published: 0.01 in training and 1 when rendering, as released",
+        choices=("annealed", "published"),
+    )
+    init_mixprob: float = option(0.9, "initial value of the Gaussians' weights")
+    mask_lr: float = option(0.5, "learning rate of w and w_dir")
+    mask_lr_final: float = option(0.005, "its final value")
+    time_lr: float = option(0.05, "learning rate of w_time")
+    network_lr: float = option(0.05, "learning rate of the network")
+    router_lambda_dssim: float = option(0.2, "share of 1 - SSIM in the loss; L1 has the rest")
+    shared_transmittance: bool = option(
+        False, "draw all experts' Gaussians through one transmittance rather than each its own"
+    )
+    router_seed: int = option(0, "seed of the order of views and of the network")
 
 
 @dataclass

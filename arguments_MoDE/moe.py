@@ -6,7 +6,7 @@ Made as those of MoDE are: dataclasses are the one source for flags and for what
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,54 +14,19 @@ from typing import Any
 from arguments_MoDE.cli import (
     DEVICE_HELP,
     DEVICES,
-    _add_group,
+    RECIPE_HELP,
     _Formatter,
-    _parse,
     _Parser,
+    add_group,
+    first_pass,
+    note_of,
+    parse_flags,
     run_folder,
 )
-from arguments_MoDE.config import CACHES, option
-from arguments_MoDE.recipe import print_note
+from arguments_MoDE.config import CACHES, RouterParams, option
+from arguments_MoDE.recipe import read_moe_recipe
 from arguments_MoDE.values import accept, check_range, settings_of
 from utils.errors import UserError
-
-ROUTER_NAMES = ("volume_aware", "pixel", "volume")
-
-
-@dataclass
-class RouterParams:
-    """The pixel router and how it is trained."""
-
-    router: str = option(
-        "volume_aware",
-        "volume_aware; or an ablation: pixel (rays and time only) or volume (weights scale the "
-        "Gaussians' opacities)",
-        choices=ROUTER_NAMES,
-    )
-    router_iterations: int = option(5000, "iterations of the router's training")
-    router_batch_size: int = option(1, "views per iteration, of one time")
-    temperature_init: float = option(
-        1.0, "temperature of the softmax over the experts at the start of training"
-    )
-    temperature_final: float = option(
-        0.1, "the same at its end and when rendering, log-linear in between"
-    )
-    temperature: str = option(
-        "annealed",
-        "annealed: as above; published: 0.01 in training and 1 when rendering, as released",
-        choices=("annealed", "published"),
-    )
-    init_mixprob: float = option(0.9, "initial value of the Gaussians' weights")
-    mask_lr: float = option(0.5, "learning rate of w and w_dir")
-    mask_lr_final: float = option(0.005, "its final value")
-    time_lr: float = option(0.05, "learning rate of w_time")
-    network_lr: float = option(0.05, "learning rate of the network")
-    router_lambda_dssim: float = option(0.2, "share of 1 - SSIM in the loss; L1 has the rest")
-    shared_transmittance: bool = option(
-        False, "draw all experts' Gaussians through one transmittance rather than each its own"
-    )
-    router_seed: int = option(0, "seed of the order of views and of the network")
-
 
 RANGES: dict[str, tuple[float, float]] = {
     "router_iterations": (1, 1e9),
@@ -98,6 +63,7 @@ class RouterArguments:
 
     params: RouterParams
     model_path: Path = field(default_factory=Path)
+    configs: str | None = option(None, RECIPE_HELP + "; its RouterParams are read")
     experts: list[str] = option(
         [],
         "run folders of the experts, as PATH or NAME=PATH; default: all complete ones in the "
@@ -217,7 +183,7 @@ def parse_router(argv: Sequence[str] | None, prog: str, description: str) -> Rou
     Raises:
         UserError: names the flag.
     """
-    values = _values(argv, prog, description, RouterArguments, RouterParams)
+    values = _values(argv, prog, description, RouterArguments, RouterParams, recipe=True)
     params = RouterParams(**{f.name: values.pop(f.name) for f in fields(RouterParams)})
     check_ranges(vars(params))
     for name in ("test_iterations", "save_iterations", "checkpoint_iterations"):
@@ -297,10 +263,12 @@ def check_ranges(values: dict[str, Any]) -> None:
             check_range(name, value, *RANGES[name])
 
 
-def moe_parser(prog: str, description: str, *sections: type) -> _Parser:
+def moe_parser(
+    prog: str, description: str, *sections: type, defaults: Mapping[str, Any] | None = None
+) -> _Parser:
     """The flags of a command of MoE-GS: those of ``sections``, the first one's before the others'.
 
-    The run folder is ``--expname``, or ``--model_path``.
+    The run folder is ``--expname``, or ``--model_path``; ``defaults`` go over the sections' own.
     """
     parser = _Parser(
         prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
@@ -310,16 +278,24 @@ def moe_parser(prog: str, description: str, *sections: type) -> _Parser:
     folder.add_argument("--expname", default="", metavar="TEXT", help="another name of the same")
     for section in sections:
         text = (section.__doc__ or "").splitlines()[0]
-        _add_group(parser, section.__name__, text, settings_of(section), {})
+        add_group(parser, section.__name__, text, settings_of(section), dict(defaults or {}))
     parser.retired = {}
     return parser
 
 
 def _values(
-    argv: Sequence[str] | None, prog: str, description: str, *sections: type
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    *sections: type,
+    recipe: bool = False,
 ) -> dict[str, Any]:
+    """The values of all flags; with ``recipe``, over what ``--configs`` says of the router."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    values = _parse(moe_parser(prog, description, *sections), argv, print_note)
+    first = first_pass(argv)
+    note = note_of(first)
+    given = read_moe_recipe(first.configs, note).router if recipe and first.configs else {}
+    values = parse_flags(moe_parser(prog, description, *sections, defaults=given), argv, note)
     values["model_path"] = run_folder(values.pop("expname"), values["model_path"])
     check_ranges(values)
     if values.get("resume") and values["overwrite"]:

@@ -8,6 +8,13 @@ A recipe is a Python file that holds literals only::
 
 Strings, numbers, ``None``, booleans, lists, tuples, dicts, and ``+ - * /`` of numbers are read;
 anything else is an error that names its line. Dicts are merged key by key over the base's.
+
+A recipe of `train_moe.py` has three sections more: what is mixed, settings of single members that
+are laid over the others, and those of the router::
+
+    MoEParams = dict(members=["hexplane", "polynomial"])
+    ExpertParams = dict(polynomial=dict(OptimizationParams=dict(movelr=100.0)))
+    RouterParams = dict(router_iterations=600)
 """
 
 from __future__ import annotations
@@ -17,11 +24,13 @@ import difflib
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arguments_MoDE.config import MoEParams, RouterParams
 from arguments_MoDE.retired import ANY, RETIRED, TRANSLATED
-from arguments_MoDE.values import Sections, accept, all_settings, section_types
+from arguments_MoDE.values import Sections, accept, all_settings, section_types, settings_of
 from utils.errors import UserError
 
 LARGEST_FILE = 256 * 1024  # bytes; recipes are a few kilobytes
@@ -29,6 +38,17 @@ LARGEST_NUMBER = 1e300  # that arithmetic may give
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Note = Callable[[str], None]
+
+
+@dataclass
+class MoERecipe:
+    """What a recipe of `train_moe.py` sets, and only that."""
+
+    common: Sections = field(default_factory=dict)  # for every member
+    moe: dict[str, Any] = field(default_factory=dict)  # of `MoEParams`
+    experts: dict[str, Sections] = field(default_factory=dict)  # member -> over the common ones
+    router: dict[str, Any] = field(default_factory=dict)  # of `RouterParams`
+
 
 _OPERATORS = {
     ast.Add: operator.add,
@@ -53,6 +73,17 @@ def read_recipe(path: str | Path, note: Note = print_note) -> Sections:
     Raises:
         UserError: names the file, and the line where there is one.
     """
+    recipe = read_moe_recipe(path, note)
+    if recipe.moe or recipe.experts or recipe.router:
+        raise UserError(
+            f"recipe {path} is of several models: train them with train_moe.py, or give one of "
+            "the recipes that its _base_ names"
+        )
+    return recipe.common
+
+
+def read_moe_recipe(path: str | Path, note: Note = print_note) -> MoERecipe:
+    """Reads a recipe that may have the sections of `train_moe.py`; otherwise as `read_recipe`."""
     return _read(find_recipe(path), note, ())
 
 
@@ -92,16 +123,24 @@ def nearest(name: str, names: Iterable[str]) -> str:
 # -------------------------------------------------------------------------------------- files
 
 
-def _read(path: Path, note: Note, above: tuple[Path, ...]) -> Sections:
+def _read(path: Path, note: Note, above: tuple[Path, ...]) -> MoERecipe:
     here = path.resolve()
     if here in above:
         raise UserError(f"recipe {path}: _base_ leads back to this file; remove one of the links")
     assignments = _assignments(path)
-    result: Sections = {}
+    result = MoERecipe()
     for base in _bases(path, assignments):
-        _merge(result, _read(base, note, (*above, here)))
-    _merge(result, _sections(path, assignments, note))
+        _merge_recipes(result, _read(base, note, (*above, here)))
+    _merge_recipes(result, _own(path, assignments, note))
     return result
+
+
+def _merge_recipes(target: MoERecipe, source: MoERecipe) -> None:
+    _merge(target.common, source.common)
+    target.moe |= source.moe
+    target.router |= source.router
+    for member, sections in source.experts.items():
+        _merge(target.experts.setdefault(member, {}), sections)
 
 
 def _nearest_recipes(path: Path) -> str:
@@ -272,21 +311,66 @@ def _read_foreign(path: Path, above: tuple[Path, ...]) -> Sections:
     return result
 
 
-def _sections(path: Path, assignments: dict[str, ast.expr], note: Note) -> Sections:
-    """The sections of one file, every key known and every value of its type."""
-    result: Sections = {}
+MOE_SECTIONS = ("MoEParams", "ExpertParams", "RouterParams")
+
+
+def _own(path: Path, assignments: dict[str, ast.expr], note: Note) -> MoERecipe:
+    """What one file says itself, every key known and every value of its type."""
+    result = MoERecipe()
     for name, node in assignments.items():
-        if name == "_base_":
-            continue
+        if name == "MoEParams":
+            result.moe = _plain(path, MoEParams, node)
+        elif name == "RouterParams":
+            result.router = _plain(path, RouterParams, node)
+        elif name == "ExpertParams":
+            result.experts = {
+                member: _sections(path, _section_items(path, f"{name}['{member}']", value), note)
+                for member, value in _section_items(path, name, node)
+            }
+    ordinary = [(n, v) for n, v in assignments.items() if n not in ("_base_", *MOE_SECTIONS)]
+    result.common = _sections(path, ordinary, note, MOE_SECTIONS)
+    return result
+
+
+def _plain(path: Path, section: type, node: ast.expr) -> dict[str, Any]:
+    """A section that is not among those of `Config`."""
+    known = {setting.name: setting for setting in settings_of(section)}
+    result = {}
+    for key, value in _section_items(path, section.__name__, node):
+        where = f"{path}:{value.lineno}"
+        if key not in known:
+            raise UserError(
+                f"{where}: unknown key {key!r} in {section.__name__}{nearest(key, known)}"
+            )
+        try:
+            result[key] = accept(known[key], literal(path, value))
+        except TypeError as error:
+            raise UserError(f"{where}: {key} {error}") from None
+    return result
+
+
+def _sections(
+    path: Path,
+    items: Iterable[tuple[str, ast.expr]],
+    note: Note,
+    further: tuple[str, ...] = (),
+) -> Sections:
+    """Settings by section; ``further`` names may stand beside them and are read elsewhere."""
+    result: Sections = {}
+    for name, node in items:
         names = [*section_types(), "PipelineParams"]
         if name not in names:
-            hint = nearest(name, names) or f"; sections are {', '.join(names)}"
+            hint = nearest(name, [*names, *further]) or f"; sections are {', '.join(names)}"
             raise UserError(f"{path}:{node.lineno}: unknown section {name!r}{hint}")
-        if not _is_dict(node):
-            raise UserError(f"{path}:{node.lineno}: {name} must be dict(key=value, ...)")
-        for key, value in _items(path, node):
+        for key, value in _section_items(path, name, node):
             _read_key(result, path, name, key, value, note)
     return result
+
+
+def _section_items(path: Path, name: str, node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if not _is_dict(node):
+        raise UserError(f"{path}:{node.lineno}: {name} must be dict(key=value, ...)")
+    yield from _items(path, node)
 
 
 def _read_key(

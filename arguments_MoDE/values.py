@@ -208,6 +208,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "hash_time_perturb": (0, 1),
     "trbf_scale_init": (-10, 10),
     "keyframe_num": (1, math.inf),
+    "keyframe_fade_init": (-10, 10),
+    "keyframe_extract_interval": (1, math.inf),
+    "keyframe_extract_share": (0, 1),
 }
 
 

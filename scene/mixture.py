@@ -162,6 +162,18 @@ class MoDE(nn.Module):
                     f"the settings ask for {list(value.shape[1:])}: config.json and model differ"
                 )
 
+    def offspring(self, parents: Tensor) -> dict[str, Tensor]:
+        """The experts' parameters in which new Gaussians differ from ``parents`` (M,)."""
+        values: dict[str, Tensor] = {}
+        for expert in self.experts.values():
+            values |= expert.offspring(self.gaussians, parents)
+        return values
+
+    def evolve(self, iteration: int) -> None:
+        """What experts change outside of gradients, after ``iteration`` of the fine stage."""
+        for expert in self.experts.values():
+            expert.evolve(self.gaussians, iteration)
+
     def wanted(self, index: int) -> frozenset[str]:
         """Attributes that expert ``index`` must compute."""
         return frozenset(a for a, rows in self.attribute_experts.items() if index in rows)

@@ -8,7 +8,7 @@ moment only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from gaussian_renderer import RenderOutput
 from scene.gaussian_model import GaussianModel
 from training.schedules import Optimizer, interpolate
 from utils.errors import UserError
+
+Offspring = Callable[[Tensor], dict[str, Tensor]]  # of parents (M,): name -> (M, ...)
 
 SPLIT_CHILDREN = 2
 SPLIT_SHRINK = 1.6
@@ -72,10 +74,19 @@ class DensityControl:
         """Whether statistics have been gathered yet."""
         return bool(self.stats)
 
-    def step(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> DensityChange:
+    def step(
+        self,
+        gaussians: GaussianModel,
+        optimizer: Optimizer,
+        iteration: int,
+        offspring: Offspring | None = None,
+    ) -> DensityChange:
         """Runs what is due at ``iteration`` of the stage.
 
         Then it waits for a GPU, several times: how many Gaussians there will be is read from it.
+
+        Args:
+            offspring: says in which parameters new Gaussians are no copies of their parents.
         """
         opt = self.opt
         if iteration > self.until or not self.active:
@@ -83,7 +94,7 @@ class DensityControl:
         cloned = split = pruned = 0
         densify = self._densifies(iteration)
         if densify:
-            cloned, split = self._densify(gaussians, optimizer, iteration)
+            cloned, split = self._densify(gaussians, optimizer, iteration, offspring)
             self._start_over("gradient", "seen")
         if self._prunes(iteration) and len(gaussians) > opt.prune_min_gaussians:
             pruned = self._prune(gaussians, optimizer, iteration)
@@ -126,7 +137,11 @@ class DensityControl:
         return interpolate(start, end, iteration / max(self.until, 1))
 
     def _densify(
-        self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int
+        self,
+        gaussians: GaussianModel,
+        optimizer: Optimizer,
+        iteration: int,
+        offspring: Offspring | None,
     ) -> tuple[int, int]:
         count, room = len(gaussians), self.opt.max_gaussians - len(gaussians)
         if room <= 0:
@@ -147,7 +162,10 @@ class DensityControl:
         survivors = kept.nonzero()[:, 0]
         source = torch.cat([survivors, clones, children])
         fresh = torch.arange(len(source), device=source.device) >= len(survivors)
-        gaussians.reindex(source, fresh, _children(gaussians, clones, children), optimizer.adam)
+        overrides = _children(gaussians, clones, children)
+        if offspring is not None:
+            overrides |= offspring(torch.cat([clones, children]))
+        gaussians.reindex(source, fresh, overrides, optimizer.adam)
         self._follow(source, fresh)
         return len(clones), len(parents)
 

@@ -108,12 +108,23 @@ def train_main(
     Args:
         experts: the mixture that is trained where neither a flag nor a recipe names another.
     """
-    arguments = parse_training(argv, prog, description, tuple(REGISTRY), experts)
+    train_run(parse_training(argv, prog, description, tuple(REGISTRY), experts))
+    return 0
+
+
+def train_run(arguments: TrainingArguments) -> None:
+    """Trains one run, unless its folder holds it already, and prints where it is.
+
+    Raises:
+        UserError: what the user can mend; `check_run` finds the faults of the run folder sooner.
+    """
     config, folder = arguments.config, Path(arguments.config.model.model_path)
-    if _is_complete(folder, arguments):
+    if is_complete(arguments):
         print(f"{folder} is already trained with these settings; --overwrite trains it anew")
-        return 0
-    checkpoint = _starting_point(folder, arguments)
+        return
+    checkpoint = check_run(arguments)
+    if arguments.resume and checkpoint is None and not arguments.quiet and is_run(folder):
+        print(f"{folder} has no checkpoint yet: training from the beginning")
     device = choose_device(arguments.device, config, quiet=arguments.quiet)
     set_precision(config)
     torch.manual_seed(config.model.seed)
@@ -133,7 +144,6 @@ def train_main(
     print(
         f"{len(model.gaussians)} Gaussians in {trainer.progress.seconds:.0f} s; saved to {folder}"
     )
-    return 0
 
 
 def _trainer(
@@ -193,23 +203,29 @@ def _state_of(checkpoint: Path, config: Config) -> tuple[dict[str, torch.Tensor]
     return tensors, info
 
 
-def _is_complete(folder: Path, arguments: TrainingArguments) -> bool:
-    if arguments.overwrite or not (folder / "config.json").is_file():
+def is_run(folder: Path) -> bool:
+    """Whether a training has begun in ``folder``."""
+    return (folder / "config.json").is_file()
+
+
+def is_complete(arguments: TrainingArguments) -> bool:
+    """Whether the run folder holds the last iteration of just this training."""
+    folder = Path(arguments.config.model.model_path)
+    if arguments.overwrite or not is_run(folder):
         return False
     same = first_difference(load_config(folder / "config.json"), arguments.config) is None
     return same and arguments.config.opt.iterations in saved_iterations(folder)
 
 
-def _starting_point(folder: Path, arguments: TrainingArguments) -> Path | None:
+def check_run(arguments: TrainingArguments) -> Path | None:
     """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
+    folder = Path(arguments.config.model.model_path)
     check_writable(folder)
-    source = Path(arguments.config.model.source_path).resolve()
-    if folder.resolve() in (source, *source.parents):
-        raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
+    check_apart(folder, arguments.config.model.source_path)
     if folder.exists():
         with sole_user(folder):  # an early answer, and nobody's work that is tidied up
             recover(folder)
-    used = (folder / "config.json").is_file() and not arguments.overwrite
+    used = is_run(folder) and not arguments.overwrite
     given = arguments.start_checkpoint
     if given and given != "latest":
         return _given_checkpoint(Path(given), folder, arguments)
@@ -240,14 +256,12 @@ def _own_checkpoint(folder: Path, arguments: TrainingArguments) -> Path | None:
         raise UserError(
             f"--start_checkpoint latest: {folder} has none yet; --resume trains from the beginning"
         )
-    if found is None and not arguments.quiet:
-        print(f"{folder} has no checkpoint yet: training from the beginning")
     return found
 
 
 def _given_checkpoint(path: Path, folder: Path, arguments: TrainingArguments) -> Path:
     """The checkpoint ``--start_checkpoint`` names: a folder of its own, or a run's last."""
-    used = (folder / "config.json").is_file() and not arguments.overwrite
+    used = is_run(folder) and not arguments.overwrite
     if checkpoints(path):
         path = latest_checkpoint(path) or path
     if not used:
@@ -265,6 +279,13 @@ def _given_checkpoint(path: Path, folder: Path, arguments: TrainingArguments) ->
 
 def _is_within(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
+
+
+def check_apart(folder: Path, source_path: str) -> None:
+    """UserError where the run folder ``folder`` holds the scene."""
+    source = Path(source_path).resolve()
+    if folder.resolve() in (source, *source.parents):
+        raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
 
 
 def check_writable(folder: Path) -> None:

@@ -205,7 +205,10 @@ class Trainer:
         except NotFinite as error:
             self._skip(error)
             return {}
-        change = self.density.step(gaussians, self.optimizer, iteration)
+        offspring = self.model.offspring
+        change = self.density.step(gaussians, self.optimizer, iteration, offspring)
+        if self.progress.stage == "fine":
+            self.model.evolve(iteration)
         self._watch_count(change, iteration)
         self.progress.iteration, self.progress.skipped = iteration, 0
         numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}

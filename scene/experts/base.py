@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scene.experts.heads import two_layer_heads
-from scene.gaussian_model import Canonical
+from scene.gaussian_model import Canonical, GaussianModel
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config
@@ -96,6 +96,17 @@ class Expert(nn.Module):
     def per_gaussian(self, count: int) -> dict[str, Tensor]:
         """Initial values of this expert's per-Gaussian parameters: name -> (N, ...)."""
         return {}
+
+    def offspring(self, gaussians: GaussianModel, parents: Tensor) -> dict[str, Tensor]:
+        """Parameters in which clones and children are not copies: name -> (M, ...).
+
+        Args:
+            parents: (M,) int64, the Gaussian that each new one comes from.
+        """
+        return {}
+
+    def evolve(self, gaussians: GaussianModel, iteration: int) -> None:
+        """What changes outside of gradients, after each ``iteration`` of the fine stage."""
 
     def per_gaussian_rates(self, config: Config) -> dict[str, LearningRate]:
         """Learning rates of the parameters named by `per_gaussian`."""

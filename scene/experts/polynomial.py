@@ -5,9 +5,11 @@ of its own. With d = t - c, c the Gaussian's centre in time and s its log-width:
 
     x(t) = x + m1 d + m2 d^2 + m3 d^3,   q(t) = q + d w,   opacity(t) = sigmoid(o) exp(-(d / e^s)^2)
 
-The moment is learned through the opacity alone. Deviations: centres start in the middle of the clip
-(published: the frame that the point came from, which a point cloud does not say), widths at
-``trbf_scale_init``, and the motion's learning rate decays with the positions'.
+The moment is learned through the opacity alone. A point cloud does not say which frame its points
+came from, where the published centres start: ours start in the middle of the clip, or, with
+``trbf_spread``, anywhere in it, and then those of new Gaussians do, too, as published. Other
+deviations: widths start at ``trbf_scale_init``, and the motion's learning rate decays with the
+positions'.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scene.experts.base import Deformation, Expert, LearningRate, Moment, SceneFacts
-from scene.gaussian_model import Canonical
+from scene.gaussian_model import Canonical, GaussianModel
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config, ModelMotionParams
@@ -55,7 +57,8 @@ class PolynomialExpert(Expert):
     def __init__(self, settings: ModelMotionParams, facts: SceneFacts) -> None:
         """There are no parameters but those of the Gaussians."""
         super().__init__()
-        self.initial_width, self.extent = settings.trbf_scale_init, facts.extent
+        self.initial_width, self.spread = settings.trbf_scale_init, settings.trbf_spread
+        self.extent = facts.extent
 
     @classmethod
     def build(cls, config: Config, facts: SceneFacts) -> PolynomialExpert:
@@ -67,9 +70,21 @@ class PolynomialExpert(Expert):
         return {
             "motion": torch.zeros(count, DEGREE, 3),
             "omega": torch.zeros(count, 4),
-            "trbf_center": torch.full((count, 1), INITIAL_CENTER),
+            "trbf_center": self._centers(count),
             "trbf_scale": torch.full((count, 1), self.initial_width),
         }
+
+    def _centers(self, count: int) -> Tensor:
+        """Initial (N, 1) centres in time."""
+        if self.spread:
+            return torch.rand(count, 1)
+        return torch.full((count, 1), INITIAL_CENTER)
+
+    def offspring(self, gaussians: GaussianModel, parents: Tensor) -> dict[str, Tensor]:
+        """Where centres are spread, a new Gaussian has one of its own."""
+        if not self.spread:
+            return {}
+        return {"trbf_center": self._centers(len(parents)).to(parents.device)}
 
     def per_gaussian_rates(self, config: Config) -> dict[str, LearningRate]:
         """The motion's goes with the positions', the others are constant."""

@@ -11,13 +11,16 @@ import train_emb
 import train_hash
 from arguments_MoDE.cli import parse_training
 from arguments_MoDE.config import Config
+from arguments_MoDE.members import parse_members
 from arguments_MoDE.recipe import read_recipe
 from arguments_MoDE.saved import check_recipe
 from arguments_MoDE.values import merged, validate
 from scene.experts import REGISTRY
 
 FOLDER = Path(__file__).resolve().parents[2] / "arguments_MoDE"
-RECIPES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/**/*.py"))
+ALL = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/**/*.py"))
+MIXTURES = [name for name in ALL if name.startswith("moe/")]  # of `train_moe.py`
+RECIPES = [name for name in ALL if name not in MIXTURES]
 SCENES = (
     "coffee_martini",
     "cook_spinach",
@@ -83,7 +86,14 @@ def test_every_recipe_loads_and_is_valid(name):
     validate(resolved(name), tuple(REGISTRY))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_recipe_of_several_models_gives_its_members(name, tmp_path, capsys):
+    argv = ["-s", "scene", "-m", str(tmp_path), "--configs", str(FOLDER / name)]
+    _, members = parse_members(argv, "train_moe.py experts", "", tuple(REGISTRY))
+    assert len(members) >= 2 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_recipe_says_what_it_is(name):
     text = ast.get_docstring(ast.parse((FOLDER / name).read_text()))
     assert text

@@ -51,6 +51,22 @@ def test_small_gaussian_with_large_gradient_is_cloned_with_all_it_has():
         assert torch.equal(gaussians[name][2], gaussians[name][6]), name
 
 
+def test_what_experts_say_of_new_gaussians_counts_for_clones_and_children_alone():
+    gaussians, optimizer, control = setup()
+    with torch.no_grad():
+        gaussians.log_scale[4] = 0.0
+    seen(control, gaussians, [0, 0, 1.0, 0, 1.0, 0])
+    said = []
+    change = control.step(
+        gaussians,
+        optimizer,
+        600,
+        lambda parents: said.append(parents.tolist()) or {"embedding": torch.full((3, 1), -1.0)},
+    )
+    assert (change.cloned, change.split, said) == (1, 1, [[2, 4, 4]])
+    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, 3, 5, -1, -1, -1]
+
+
 def test_what_is_due_is_known_beforehand():
     options = {"densification_interval": 7, "pruning_interval": 11, "opacity_reset_interval": 30}
     options |= {"densify_from_iter": 20, "pruning_from_iter": 15, "densify_until_iter": 90}

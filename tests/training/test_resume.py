@@ -133,6 +133,22 @@ def test_resuming_is_exact_where_threads_share_the_work(tmp_path, family):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("cut", [("coarse", 17), ("fine", 9), ("fine", 10), ("fine", 31)])
+def test_sets_and_spread_centres_are_resumed_exactly(tmp_path, cut):
+    """What experts change outside of gradients and what they draw for new Gaussians."""
+    config = settings("emb")
+    config.hidden.experts = ["keyframe", "polynomial"]
+    config.motion.keyframe_sets = config.motion.keyframe_opacity = config.motion.trbf_spread = True
+    config.motion.keyframe_extract_interval, config.motion.keyframe_extract_share = 5, 0.1
+    straight = tiny.trainer(tmp_path / "straight", config)
+    run(straight)
+    dynamic = straight.model.gaussians["keyframe_dynamic"]
+    assert 0.2 < dynamic.mean() < 0.8 and set(dynamic.unique().tolist()) == {0.0, 1.0}
+    second = resumed(tmp_path, config, cut)
+    run(second)
+    assert_same(everything(straight), everything(second))
+
+
 def test_saving_changes_nothing(tmp_path):
     straight = tiny.trainer(tmp_path / "a")
     for _ in range(6):

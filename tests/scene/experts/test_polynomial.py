@@ -87,3 +87,15 @@ def test_every_parameter_has_a_rate_and_the_motions_goes_with_the_extent():
     rates = made.per_gaussian_rates(config)
     assert rates.keys() == made.per_gaussian(1).keys()
     assert rates["motion"].initial == pytest.approx(0.5 * 3.5 * 3.0 * config.opt.position_lr_init)
+
+
+def test_centres_are_spread_over_the_clip_and_those_of_new_gaussians_too():
+    config = Config()
+    config.motion.trbf_spread = True
+    made = PolynomialExpert(config.motion, FACTS)
+    centers = made.per_gaussian(2000)["trbf_center"]
+    assert centers.shape == (2000, 1) and 0 <= centers.min() < 0.01 and 0.99 < centers.max() <= 1
+    assert centers.mean().item() == pytest.approx(0.5, abs=0.03)
+    fresh = made.offspring(None, torch.tensor([3, 3, 7]))
+    assert fresh.keys() == {"trbf_center"} and len(fresh["trbf_center"].unique()) == 3
+    assert expert().offspring(None, torch.tensor([3])) == {}

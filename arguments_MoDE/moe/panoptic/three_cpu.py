@@ -1,0 +1,25 @@
+"""PanopticSports as a mixture of three models without a GPU: 30 frames at 320x180.
+
+Gives up what `default_cpu.py` and `default_hash_cpu.py` of the data set do, half of their frames
+and more than half of their iterations and Gaussians. Not trained yet.
+"""
+
+_base_ = "../../panoptic/default_hash_cpu.py"
+
+ModelParams = dict(duration=30)
+
+OptimizationParams = dict(
+    iterations=3000,
+    coarse_iterations=600,
+    densify_until_iter=1800,
+    max_gaussians=12000,
+)
+
+MoEParams = dict(members=["hexplane", "hash", "keyframe"])
+
+ExpertParams = dict(
+    keyframe=dict(
+        OptimizationParams=dict(keyframe_lr=30.0),
+        ModelMotionParams=dict(keyframe_num=8),
+    ),
+)
