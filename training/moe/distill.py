@@ -49,6 +49,7 @@ TEST_SHARES = (0.25, 0.5, 0.75)  # of the iterations, at which test views are me
 
 def distillation_loss(
     images: Tensor,
+    plain: Tensor,
     targets: Tensor,
     taught: Tensor,
     gate: Tensor,
@@ -59,7 +60,8 @@ def distillation_loss(
     """The two terms of equation 11, weighted.
 
     Args:
-        images: (B, 3, H, W), the expert's.
+        images: (B, 3, H, W), the expert's, in the colours of the cameras.
+        plain: (B, 3, H, W), the same in the scene's colours, which the MoE has, too.
         targets: (B, 3, H, W) in [0, 1], the ground truth.
         taught: (B, 3, H, W), the MoE's.
         gate: (B, 1, H, W), the expert's.
@@ -70,12 +72,12 @@ def distillation_loss(
     scale = max(1 - dssim, 1e-6)
     settings = OptimizationParams(loss="l1", lambda_dssim=dssim / scale)
     pairs = {
-        "truth": (weight, gate, targets),
-        "teacher": (1 - weight, 1 - gate, taught),
+        "truth": (weight, gate, images, targets),
+        "teacher": (1 - weight, 1 - gate, plain, taught),
     }
     return {
-        name: share * scale * sum(photometric(g * images, g * to, settings, mask).values())
-        for name, (share, g, to) in pairs.items()
+        name: share * scale * sum(photometric(g * own, g * to, settings, mask).values())
+        for name, (share, g, own, to) in pairs.items()
         if share > 0
     }
 
@@ -120,6 +122,7 @@ class DistillTrainer(Trainer):
             taught = self.teacher.blend(shot.views)
             parts = distillation_loss(
                 shot.images,
+                shot.output.images,
                 to_float(shot.targets.permute(0, 2, 3, 1)),
                 taught.images,
                 taught.gates[:, self.index, None],

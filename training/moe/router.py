@@ -34,7 +34,7 @@ from training.checkpoint import (
 )
 from training.evaluation import evaluate_views
 from training.launch import check_writable, choose_device, set_precision
-from training.losses import photometric
+from training.losses import CameraColors, photometric
 from training.moe.files import (
     Member,
     build,
@@ -89,6 +89,13 @@ class RouterTrainer:
         self.scale = max(1 - share, 1e-6)
         self.loss = OptimizationParams(loss="l1", lambda_dssim=share / self.scale)
         self.targets = target_loader(device)
+        settings = next(iter(model.experts.values())).config.opt
+        self.color_rate = LearningRate(settings.exposure_lr)
+        self.colors = None
+        if settings.camera_color:  # of rigs whose cameras differ in colour, as the experts' trainer
+            self.colors = CameraColors(len(scene.camera_names)).to(device)
+        trained = sorted({view.camera_index for view in scene.train})
+        self.trained_cameras = torch.tensor(trained, device=device)
         self.sampler = ViewSampler(
             scene.train, self.params.router_batch_size, same_time=True, seed=self.params.router_seed
         )
@@ -105,6 +112,7 @@ class RouterTrainer:
             WEIGHT: LearningRate(p.mask_lr, p.mask_lr_final),
             TIME: LearningRate(p.time_lr),
             "network": LearningRate(p.network_lr),
+            "camera_color": self.color_rate,
         }
 
     def _groups(self) -> dict[str, list[torch.nn.Parameter]]:
@@ -114,6 +122,7 @@ class RouterTrainer:
             WEIGHT: [values[WEIGHT] for values in own if WEIGHT in values],
             TIME: [values[TIME] for values in own if TIME in values],
             "network": [] if network is None else list(network.parameters()),
+            "camera_color": [] if self.colors is None else [self.colors.delta],
         }
 
     # ---- one iteration --------------------------------------------------------------------------
@@ -129,19 +138,28 @@ class RouterTrainer:
         blend = self._blend(batch, iteration)
         targets, mask = self.targets.take(batch)
         targets = targets.permute(0, 3, 1, 2)
-        loss = self.scale * sum(photometric(blend.images, targets, self.loss, mask).values())
+        images = self._in_camera_colors(blend.images, batch)
+        loss = self.scale * sum(photometric(images, targets, self.loss, mask).values())
         self._step(loss, batch, iteration)
         self.progress.iteration = iteration
         if iteration % LOG_INTERVAL:
             return {}
         decided = blend.gates.detach().amax(1).mean()
-        ratio = psnr(blend.images.detach(), targets, mask).nanmean()
+        ratio = psnr(images.detach(), targets, mask).nanmean()
         return {"loss": float(loss), "psnr": float(ratio), "largest_gate": float(decided)}
 
     def _blend(self, batch: list[View], iteration: int) -> Blend:
         temperature = training_temperature(self.params, iteration)
         cameras = [view.camera for view in batch]
         return self.model(cameras, batch[0].time, self.background, temperature)
+
+    def _in_camera_colors(self, images: Tensor, views: list[View]) -> Tensor:
+        if self.colors is None:
+            return images
+        pairs = zip(images, views, strict=True)
+        return torch.stack(
+            [self.colors(image, v.camera_index, self.trained_cameras) for image, v in pairs]
+        )
 
     def _step(self, loss: Tensor, batch: list[View], iteration: int) -> None:
         """Backward and update, if all is finite."""
@@ -246,6 +264,8 @@ class RouterTrainer:
         tensors = {f"router/{n}": v for n, v in self.model.router.state_dict().items()}
         tensors |= {f"optimizer/{n}": v for n, v in self._moments().items()}
         tensors |= {"rng/sampler": sampler_state}
+        if self.colors is not None:
+            tensors["colors/delta"] = self.colors.delta
         info = {
             "config": as_dict(self.params),
             "progress": vars(self.progress),
@@ -286,6 +306,8 @@ class RouterTrainer:
                     self.optimizer.state[parameter] = {
                         k: v if k == "step" else v.to(self.device) for k, v in found.items()
                     }
+        if self.colors is not None:
+            self.colors.delta.data.copy_(tensors["colors/delta"])
         self.sampler.restore(info["queue"], tensors["rng/sampler"])
         self.progress = Progress(**info["progress"])
 
