@@ -69,6 +69,9 @@ class RouterArguments:
         "run folders of the experts, as PATH or NAME=PATH; default: all complete ones in the "
         "folder experts of the run",
     )
+    start_router: str = option(
+        "", "folder of a MoE with the same experts: begin with its router's weights, not anew"
+    )
     source_path: str = option("", "scene folder; default: the experts'", short="s")
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     test_iterations: list[int] = option(

@@ -41,6 +41,7 @@ from training.moe.files import (
     check_scene,
     load_experts,
     load_members,
+    load_moe,
     named_folders,
     read_settings,
     save_router,
@@ -339,6 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     members = [Member.of(name, run) for name, run in runs.items()]
     state = _state_of(checkpoint, arguments, members) if checkpoint else None
     model = build(runs, arguments.params)
+    if arguments.start_router and state is None:
+        _start_from(Path(arguments.start_router), model, arguments, members)
     if not arguments.quiet:
         print(_summary(scene, model, device))
     with ExitStack() as held:
@@ -358,6 +361,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.close()
     print(f"router trained in {trainer.progress.seconds:.0f} s; saved to {folder}")
     return 0
+
+
+def _start_from(
+    start: Path, model: MoEGS, arguments: RouterArguments, members: Sequence[Member]
+) -> None:
+    """Gives ``model`` the weights of another MoE's router, which must have the same experts."""
+    params, before = read_settings(start)
+    if params.router != arguments.params.router:
+        raise UserError(
+            f"--start_router {start}: its router is {params.router}, "
+            f"--router is {arguments.params.router}"
+        )
+    hashes = {member.name: member.sha256 for member in before}
+    for member in members:
+        if hashes.get(member.name) != member.sha256:
+            raise UserError(
+                f"--start_router {start}: expert {member.name} is not the one at {member.path}"
+            )
+    if len(before) != len(members):
+        raise UserError(f"--start_router {start}: it has {len(before)} experts, not {len(members)}")
+    model.router.load_state_dict(load_moe(start).model.router.state_dict())
 
 
 def _summary(scene: Scene, model: MoEGS, device: str) -> str:
