@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,19 @@ class RenderOutput:
     means2d: Tensor  # (B, N, 3), its .grad is the screen gradient in NDC units
 
 
+@dataclass(frozen=True)
+class LayersOutput:
+    """B images of each of E sets of Gaussians (layers)."""
+
+    images: Tensor  # (B, E, 3, H, W), background blended in; not clamped
+    features: (
+        Tensor | None
+    )  # (B, E, F, H, W), sums of feature x weight: no background; None if none
+    alpha: Tensor  # (B, E, 1, H, W)
+    depth: Tensor  # (B, E, 1, H, W), sum of z x weight, not divided by alpha
+    radii: Tensor  # (B, N_1 + ... + N_E) int32, pixels; 0 where culled; layer after layer
+
+
 def render(
     cameras: Sequence[Camera],
     gaussians: Gaussians,
@@ -49,17 +63,8 @@ def render(
     Raises:
         ValueError: if the cameras differ in size.
     """
-    sizes = {(c.width, c.height) for c in cameras}
-    if len(sizes) != 1:
-        raise ValueError(f"cameras of one batch must have one size, got {sorted(sizes)}")
-    (width, height), count = sizes.pop(), len(gaussians.means)
-    device, dtype = gaussians.means.device, gaussians.means.dtype
-
-    means2d = torch.zeros(
-        len(cameras), count, 3, device=device, dtype=dtype, requires_grad=torch.is_grad_enabled()
-    )
-    copies = zip(*(camera.on(device, dtype) for camera in cameras), strict=True)
-    views, projections, centres, tangents = (torch.stack(values) for values in copies)
+    means = gaussians.means
+    means2d = means.new_zeros(len(cameras), len(means), 3, requires_grad=torch.is_grad_enabled())
     out = rasterize(
         gaussians.means[None],
         gaussians.opacity_logits[None],
@@ -67,14 +72,99 @@ def render(
         scales=gaussians.log_scales[None],
         rotations=gaussians.quaternions[None],
         raw=True,
+        background=background.to(means),
+        sh_degree=sh_degree,
+        means2D=means2d,
+        **_camera_arguments(cameras, means),
+    )
+    return RenderOutput(out.color, out.alpha, out.depth, out.radii, means2d)
+
+
+def render_layers(
+    cameras: Sequence[Camera],
+    gaussians: Sequence[Gaussians],
+    features: Sequence[Tensor] | None,
+    background: Tensor,
+    sh_degree: int,
+    shared_transmittance: bool = False,
+) -> LayersOutput:
+    """Renders E sets of Gaussians (layers) apart from each other, from B cameras of equal size.
+
+    Each layer is drawn as `render` draws it alone, and with the same geometry and weights its
+    ``features``. Gradients reach all attributes and the features.
+
+    Args:
+        gaussians: E sets of N_e Gaussians, of any numbers, 0 too. Where the sets have different
+            numbers of harmonics, those that a set lacks count as 0.
+        features: E tensors (N_e, F), blended beside the colours, without background; or None.
+        background: (3,) in [0, 1], behind every layer.
+        sh_degree: active degree; coefficients above it are not read.
+        shared_transmittance: all layers are drawn in one front-to-back order with one transmittance
+            T: C_k = sum_j T_j alpha_j c_j [e_j = k] (MoE-GS, eq. 9), and every layer gets the share
+            1/E of the background's light. So images, features, alpha and depth, summed over the
+            layers, are those of one render of all Gaussians.
+
+    Raises:
+        ValueError: if the cameras differ in size, or the features do not fit the Gaussians.
+    """
+    _check_layers(gaussians, features)
+    if shared_transmittance:
+        raise NotImplementedError("shared transmittance")
+    outputs = []
+    for layer in gaussians:
+        degree = min(sh_degree, math.isqrt(layer.sh.shape[1]) - 1)
+        outputs.append(render(cameras, layer, background, degree))
+    splatted = None
+    if features is not None:
+        pairs = zip(gaussians, features, strict=True)
+        splatted = torch.stack([_features(cameras, *pair) for pair in pairs], 1)
+    return LayersOutput(
+        torch.stack([out.images for out in outputs], 1),
+        splatted,
+        torch.stack([out.alpha for out in outputs], 1),
+        torch.stack([out.depth for out in outputs], 1),
+        torch.cat([out.radii for out in outputs], 1),
+    )
+
+
+def _check_layers(gaussians: Sequence[Gaussians], features: Sequence[Tensor] | None) -> None:
+    if not gaussians:
+        raise ValueError("there are no layers to render")
+    counts = [len(layer.means) for layer in gaussians]
+    if features is not None and [len(values) for values in features] != counts:
+        raise ValueError(
+            f"features must be one (N, F) for each layer, with N = {counts}, not "
+            f"{[tuple(values.shape) for values in features]}"
+        )
+
+
+def _features(cameras: Sequence[Camera], gaussians: Gaussians, features: Tensor) -> Tensor:
+    """(B, F, H, W): features (N, F) blended over 0."""
+    return rasterize(
+        gaussians.means[None],
+        gaussians.opacity_logits[None],
+        colors=features[None],
+        scales=gaussians.log_scales[None],
+        rotations=gaussians.quaternions[None],
+        raw=True,
+        background=features.new_zeros(features.shape[1]),
+        **_camera_arguments(cameras, gaussians.means),
+    ).color
+
+
+def _camera_arguments(cameras: Sequence[Camera], like: Tensor) -> dict:
+    """What `rasterize` takes of B cameras, on the device and in the dtype of ``like``."""
+    sizes = {(c.width, c.height) for c in cameras}
+    if len(sizes) != 1:
+        raise ValueError(f"cameras of one batch must have one size, got {sorted(sizes)}")
+    width, height = sizes.pop()
+    copies = zip(*(camera.on(like.device, like.dtype) for camera in cameras), strict=True)
+    views, projections, centres, tangents = (torch.stack(values) for values in copies)
+    return dict(
         viewmatrices=views,
         projmatrices=projections,
         camposs=centres,
         tanfov=tangents,
         width=width,
         height=height,
-        background=background.to(device=device, dtype=dtype),
-        sh_degree=sh_degree,
-        means2D=means2d,
     )
-    return RenderOutput(out.color, out.alpha, out.depth, out.radii, means2d)
