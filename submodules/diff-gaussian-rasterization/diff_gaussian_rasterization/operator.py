@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +13,13 @@ from torch import Tensor
 from diff_gaussian_rasterization import _native, arguments, cuda, devices
 
 
-class RasterOutput(NamedTuple):
-    """B rendered views of N Gaussians with C channels.
+TILE = 16  # pixels
 
-    color: (B, C, H, W), blended over the background.
+
+class RasterOutput(NamedTuple):
+    """B rendered views of N Gaussians with C channels; with layers, images have an axis E after B.
+
+    color: (B, C, H, W), blended over the background; after C channels of colour F of `features`.
     alpha: (B, 1, H, W) = 1 - final transmittance.
     depth: (B, 1, H, W) = sum of view-space z * alpha * T; not divided by alpha, no background.
     radii: (B, N) int32 pixels, ceil of 3 sigma; 0 where the Gaussian was culled.
@@ -26,14 +32,21 @@ class RasterOutput(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a render needs besides tensors. `threads` is the number of CPU threads."""
+    """What a render needs besides tensors.
+
+    `layers` are the numbers of Gaussians or None, `threads` is the number of CPU threads; `keep`:
+    there may be a backward pass.
+    """
 
     width: int
     height: int
     sh_degree: int
     scale_modifier: float
     raw: bool
+    layers: tuple[int, ...] | None
+    shared: bool
     threads: int
+    keep: bool
 
 
 # The differentiable inputs in the order in which _Rasterize takes and returns them.
@@ -43,10 +56,12 @@ _DIFFERENTIABLE = (
     "opacities",
     "shs",
     "colors",
+    "features",
     "scales",
     "rotations",
     "cov3Ds",
 )
+_INPUTS = len(_DIFFERENTIABLE) - 1  # without means2D, whose values are not read
 
 
 def _kernel(name: str, dtype: torch.dtype) -> Any:
@@ -65,6 +80,7 @@ def _native_inputs(settings: Settings, tensors: tuple[Tensor | None, ...]) -> An
         means,
         opacities,
         *rest,
+        settings.shared,
     )
 
 
@@ -77,21 +93,24 @@ class _Rasterize(torch.autograd.Function):
         settings: Settings,
         cameras: tuple[Tensor, ...],
         background: Tensor,
+        layer_start: Tensor | None,
         means: Tensor,
         means2d: Tensor | None,
         opacities: Tensor,
         *attributes: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch, count = cameras[0].shape[0], means.shape[1]
-        size = (settings.height, settings.width)
-        tensors = (means, opacities, *attributes, *cameras, background)
-        color = means.new_empty((batch, background.shape[0], *size))
-        alpha, depth = means.new_empty((batch, 1, *size)), means.new_empty((batch, 1, *size))
+        layers = () if settings.layers is None else (len(settings.layers),)
+        leading, size = (batch, *layers), (settings.height, settings.width)
+        tensors = (means, opacities, *attributes, *cameras, background, layer_start)
+        color = means.new_empty((*leading, background.shape[0], *size))
+        alpha, depth = means.new_empty((*leading, 1, *size)), means.new_empty((*leading, 1, *size))
         radii = means.new_empty((batch, count), dtype=torch.int32)
-        gpu, keep = devices.gpu_of(means), any(ctx.needs_input_grad)
+        gpu, keep = devices.gpu_of(means), settings.keep
         if gpu is None:
             state = _kernel("forward", means.dtype)(
-                _native_inputs(settings, tensors), color, alpha, depth, radii, settings.threads
+                _native_inputs(settings, tensors),
+                *(color, alpha, depth, radii, keep, settings.threads),
             )
         else:
             images = (color, alpha, depth)
@@ -107,8 +126,8 @@ class _Rasterize(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, color: Tensor | None, alpha: Tensor | None, depth: Tensor | None, _):
         tensors = ctx.saved_tensors
-        means, opacities, *attributes = tensors[:7]
-        wanted = ctx.needs_input_grad[3:]
+        means, opacities, *attributes = tensors[:_INPUTS]
+        wanted = ctx.needs_input_grad[4:]
         likes = (means, None, opacities, *attributes)
         grads = [
             torch.empty_like(like) if need and like is not None else None
@@ -125,7 +144,7 @@ class _Rasterize(torch.autograd.Function):
             )
         else:
             cuda.backward(gpu, ctx.settings, tensors, ctx.state, images, grads)
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 class _OneOfMany(torch.autograd.Function):
@@ -168,17 +187,20 @@ def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
     arguments.check_dtype(tensors, tensors["means3D"].dtype)
     arguments.check_size(settings.width, settings.height)
     batch = tensors["viewmatrices"].shape[0]
-    background = tensors["background"]
+    background, features = tensors["background"], tensors["features"]
     if background.dim() != 1 or background.shape[0] == 0:
         raise ValueError(f"background must have the shape (C,), not {tuple(background.shape)}")
     count = tensors["means3D"].shape[1] if tensors["means3D"].dim() == 3 else None
-    channels = background.shape[0]
+    arguments.check_features(features, background.shape[0])
+    extras = 0 if features is None else features.shape[2]
+    channels = background.shape[0] - extras
     shapes = {
         "means3D": (count, 3),
         "means2D": (count, 3),
         "opacities": (count, 1),
         "shs": (count, None, 3),
         "colors": (count, channels),
+        "features": (count, extras),
         "scales": (count, 3),
         "rotations": (count, 4),
         "cov3Ds": (count, 6),
@@ -192,6 +214,15 @@ def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
             arguments.check_shape(name, tensors[name], shape, batch)
     if tensors["shs"] is not None:
         arguments.check_sh(tensors["shs"], settings.sh_degree, channels)
+    if settings.layers is not None:
+        tiles = batch * -(-settings.width // TILE) * -(-settings.height // TILE)
+        arguments.check_layers(settings.layers, tensors["means3D"].shape[1], tiles)
+
+
+@lru_cache(maxsize=64)
+def _layer_starts(layers: tuple[int, ...], device: torch.device) -> Tensor:
+    """(E + 1,) int32: the first Gaussian of each layer, and N."""
+    return torch.tensor([0, *accumulate(layers)], dtype=torch.int32, device=device)
 
 
 def rasterize(
@@ -200,6 +231,7 @@ def rasterize(
     *,
     shs: Tensor | None = None,
     colors: Tensor | None = None,
+    features: Tensor | None = None,
     scales: Tensor | None = None,
     rotations: Tensor | None = None,
     cov3Ds: Tensor | None = None,
@@ -214,6 +246,8 @@ def rasterize(
     scale_modifier: float = 1.0,
     raw: bool = False,
     means2D: Tensor | None = None,
+    layers: Sequence[int] | None = None,
+    shared_transmittance: bool = False,
     num_threads: int | None = None,
 ) -> RasterOutput:
     """Draws N Gaussians into B views. All tensors are float32, or all float64, on one device.
@@ -225,7 +259,8 @@ def rasterize(
         means3D: (B, N, 3) centres in world space.
         opacities: (B, N, 1), normally in (0, 1).
         shs: (B, N, M, 3) spherical harmonics, M >= (sh_degree + 1)^2; three channels.
-        colors: (B, N, C) instead of `shs`: the features to blend, used as they are.
+        colors: (B, N, C) instead of `shs`: the channels to blend, used as they are.
+        features: (B, N, F) further channels, blended with the same weights and used as they are.
         scales: (B, N, 3) standard deviations along the axes.
         rotations: (B, N, 4) quaternions wxyz, used as given, not normalised.
         cov3Ds: (B, N, 6) instead of scales and rotations: xx, xy, xz, yy, yz, zz.
@@ -234,7 +269,7 @@ def rasterize(
         camposs: (B, 3) camera centres, for the viewing direction of the harmonics.
         tanfov: (B, 2) tangents of half the horizontal and the vertical field of view.
         width, height: pixels.
-        background: (C,).
+        background: (C,); with features (C + F,), normally 0 behind these.
         sh_degree: 0 to 3, the degree to evaluate.
         scale_modifier: multiplies all scales.
         raw: scales are given as logarithms, opacities as logits and quaternions in any length:
@@ -242,6 +277,14 @@ def rasterize(
             are part of the render. Not for cov3Ds, which are used as they are.
         means2D: (B, N, 3) whose values are unused: receives, as its gradient, that of the
             projected centre in normalised device coordinates (x, y; z is 0).
+        layers: E numbers of Gaussians that sum to N; 0 is allowed. The first ones are layer 0, and
+            so on. Each layer is drawn as if it were alone, to the last bit: color is
+            (B, E, C, H, W), alpha and depth are (B, E, 1, H, W).
+        shared_transmittance: instead, all layers are drawn in one front-to-back order with one
+            transmittance T, and each layer gets the part of its own Gaussians,
+            C_k = sum_j T_j alpha_j c_j [e_j = k] (MoE-GS, eq. 9; alpha and depth alike), and the
+            share 1/E of the background's light. So the sums over the layers are the images without
+            layers.
         num_threads: CPU threads, by default `torch.get_num_threads()`. The results do not depend
             on it, not even in the last bit; on a GPU too, two runs give the same bits.
 
@@ -256,10 +299,20 @@ def rasterize(
     threads = torch.get_num_threads() if num_threads is None else int(num_threads)
     if threads < 1:
         raise ValueError(f"num_threads must be at least 1, not {threads}")
+    if shared_transmittance and layers is None:
+        raise ValueError("shared_transmittance needs layers")
+    values = (means3D, means2D, opacities, shs, colors, features, scales, rotations, cov3Ds)
     settings = Settings(
-        int(width), int(height), int(sh_degree), float(scale_modifier), bool(raw), threads
+        width=int(width),
+        height=int(height),
+        sh_degree=int(sh_degree),
+        scale_modifier=float(scale_modifier),
+        raw=bool(raw),
+        layers=None if layers is None else tuple(int(count) for count in layers),
+        shared=bool(shared_transmittance),
+        threads=threads,
+        keep=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in values),
     )
-    values = (means3D, means2D, opacities, shs, colors, scales, rotations, cov3Ds)
     cameras = dict(
         viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov
     )
@@ -270,6 +323,7 @@ def rasterize(
             settings,
             tuple(camera.detach().contiguous() for camera in cameras.values()),
             background.detach().contiguous(),
+            None if settings.layers is None else _layer_starts(settings.layers, means3D.device),
             *(_per_view(tensors[name]) for name in _DIFFERENTIABLE[:1]),
             means2D,
             *(_per_view(tensors[name]) for name in _DIFFERENTIABLE[2:]),

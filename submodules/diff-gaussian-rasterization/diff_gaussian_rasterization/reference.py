@@ -10,6 +10,7 @@ behaviour of its published rasteriser.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -232,21 +233,60 @@ def render(
     background: Tensor,
     sh_degree: int,
     means2d: Tensor | None = None,
+    further: Tensor | None = None,
+    owners: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One view: color (C, H, W), alpha (1, H, W), depth (1, H, W), radii (N,) int32."""
+    """One view: color (C, H, W), alpha (1, H, W), depth (1, H, W), radii (N,) int32.
+
+    `further` (N, F) are channels beside the colours. With `owners` (N, E), ones where a Gaussian is
+    the layer's, images have the axis E in front, and share the transmittance.
+    """
     if shs is not None:
         colors = sh_colors(sh_degree, means, camera.position, shs)
         raw_finite = shs[:, : (sh_degree + 1) ** 2].isfinite().all(-1).all(-1)
     else:
         raw_finite = colors.isfinite().all(-1)
+    if further is not None:
+        colors = torch.cat([colors, further], -1)
+        raw_finite = raw_finite & further.isfinite().all(-1)
     finite = raw_finite & opacities[:, 0].isfinite() & means.isfinite().all(-1)
     splats = project(camera, means, cov, means2d)
     splats = splats._replace(visible=splats.visible & finite)
-    features = torch.cat([colors, splats.depth[:, None]], -1)
-    sums, transmittance = blend(camera, splats, opacities[:, 0], features)
-    color = sums[:-1] + transmittance * background[:, None, None]
     radii = torch.where(splats.visible, splats.radius.nan_to_num(), 0).to(torch.int32)
-    return color, 1 - transmittance[None], sums[-1:], radii
+    features = torch.cat([colors, splats.depth[:, None]], -1)
+    light = background[:, None, None]
+    if owners is None:
+        sums, transmittance = blend(camera, splats, opacities[:, 0], features)
+        return sums[:-1] + transmittance * light, 1 - transmittance[None], sums[-1:], radii
+    # Per layer its own sums: of the features, and of the weights, which are the layer's alpha.
+    features = torch.cat([features, torch.ones_like(features[:, :1])], -1)
+    spread = owners[:, :, None] * features[:, None]  # (N, E, C + 2)
+    sums, transmittance = blend(camera, splats, opacities[:, 0], spread.flatten(1))
+    sums = sums.unflatten(0, spread.shape[1:])
+    color = sums[:, :-2] + transmittance * light / owners.shape[1]
+    return color, sums[:, -1:], sums[:, -2:-1], radii
+
+
+def _owners(layers: Sequence[int], like: Tensor) -> Tensor:
+    """(N, E): 1 where Gaussian n is one of layer e."""
+    numbers = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor(list(layers)))
+    return torch.nn.functional.one_hot(numbers, len(layers)).to(like)
+
+
+def _one_by_one(
+    gaussians: dict[str, Tensor | None], layers: Sequence[int], **view: object
+) -> RasterOutput:
+    """Every layer alone, then all images beside each other."""
+    parts = {
+        name: [None] * len(layers) if t is None else t.split(list(layers), 1)
+        for name, t in gaussians.items()
+    }
+    alone = [
+        rasterize(**dict(zip(parts, one, strict=True)), **view)
+        for one in zip(*parts.values(), strict=True)
+    ]
+    images = [torch.stack(same, 1) for same in list(zip(*alone, strict=True))[:3]]
+    return RasterOutput(*images, torch.cat([out.radii for out in alone], 1))
 
 
 def rasterize(
@@ -255,6 +295,7 @@ def rasterize(
     *,
     shs: Tensor | None = None,
     colors: Tensor | None = None,
+    features: Tensor | None = None,
     scales: Tensor | None = None,
     rotations: Tensor | None = None,
     cov3Ds: Tensor | None = None,
@@ -269,10 +310,24 @@ def rasterize(
     scale_modifier: float = 1.0,
     raw: bool = False,
     means2D: Tensor | None = None,
+    layers: Sequence[int] | None = None,
+    shared_transmittance: bool = False,
     num_threads: int | None = None,
 ) -> RasterOutput:
     """The twin of `diff_gaussian_rasterization.rasterize`, argument for argument."""
     del num_threads
+    if layers is not None and not shared_transmittance:
+        per_gaussian = dict(
+            means3D=means3D, opacities=opacities, shs=shs, colors=colors, features=features,
+            scales=scales, rotations=rotations, cov3Ds=cov3Ds, means2D=means2D,
+        )  # fmt: skip
+        return _one_by_one(
+            per_gaussian, layers,
+            viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov,
+            width=width, height=height, background=background, sh_degree=sh_degree,
+            scale_modifier=scale_modifier, raw=raw,
+        )  # fmt: skip
+    owners = None if layers is None else _owners(layers, means3D)
     if raw:
         opacities = opacities.sigmoid()
         if scales is not None:
@@ -301,6 +356,8 @@ def rasterize(
                 background,
                 sh_degree,
                 of(means2D, v),
+                of(features, v),
+                owners,
             )
         )
     return RasterOutput(*(torch.stack(parts) for parts in zip(*views, strict=True)))

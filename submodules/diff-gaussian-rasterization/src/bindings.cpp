@@ -57,14 +57,19 @@ template <typename S>
 Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier, bool raw,
                       const Array<const S>& means, const Array<const S>& opacities,
                       const MaybeArray<const S>& sh, const MaybeArray<const S>& colors,
-                      const MaybeArray<const S>& scales, const MaybeArray<const S>& rotations,
+                      const MaybeArray<const S>& extra, const MaybeArray<const S>& scales, const MaybeArray<const S>& rotations,
                       const MaybeArray<const S>& cov3d, const Array<const S>& view,
                       const Array<const S>& projection, const Array<const S>& position,
-                      const Array<const S>& tan_fov, const Array<const S>& background) {
+                      const Array<const S>& tan_fov, const Array<const S>& background,
+                      const MaybeArray<const std::int32_t>& layer_start, bool shared) {
   Inputs<S> in;
   in.views = static_cast<int>(view.shape(0));
   in.gaussians = static_cast<int>(means.shape(1));
-  in.channels = static_cast<int>(background.shape(0));
+  in.extras = extra ? static_cast<int>(extra->shape(2)) : 0;
+  in.channels = static_cast<int>(background.shape(0)) - in.extras;
+  in.layers = layer_start ? static_cast<int>(layer_start->shape(0)) - 1 : 1;
+  in.layer_start = data_of<std::int32_t>(layer_start);
+  in.shared = shared;
   in.width = width;
   in.height = height;
   in.sh_degree = sh_degree;
@@ -76,6 +81,7 @@ Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifie
   in.opacities = batched(opacities, b, n, "opacities");
   in.sh = batched(sh, b, 3 * n * in.sh_rows, "shs");
   in.colors = batched(colors, b, n * in.channels, "colors");
+  in.extra = batched(extra, b, n * in.extras, "features");
   in.scales = batched(scales, b, 3 * n, "scales");
   in.rotations = batched(rotations, b, 4 * n, "rotations");
   in.cov3d = batched(cov3d, b, 6 * n, "cov3Ds");
@@ -90,14 +96,15 @@ Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifie
 template <typename S>
 std::unique_ptr<RenderState<S>> forward(const Inputs<S>& in, const Array<S>& color,
                                         const Array<S>& alpha, const Array<S>& depth,
-                                        const Array<std::int32_t>& radii, int threads) {
-  const std::int64_t pixels = std::int64_t(in.width) * in.height;
-  const Outputs<S> out{batched(color, in.views, in.channels * pixels, "color").data,
+                                        const Array<std::int32_t>& radii, bool keep,
+                                        int threads) {
+  const std::int64_t pixels = std::int64_t(in.width) * in.height * in.layers;
+  const Outputs<S> out{batched(color, in.views, in.planes() * pixels, "color").data,
                        batched(alpha, in.views, pixels, "alpha").data,
                        batched(depth, in.views, pixels, "depth").data,
                        batched(radii, in.views, in.gaussians, "radii").data};
   const nb::gil_scoped_release release;
-  return render(in, out, threads);
+  return render(in, out, keep, threads);
 }
 
 template <typename S>
@@ -105,7 +112,7 @@ void backward(const Inputs<S>& in, const RenderState<S>& state, const MaybeArray
               const MaybeArray<const S>& alpha, const MaybeArray<const S>& depth,
               const MaybeArray<S>& means, const MaybeArray<S>& means2d,
               const MaybeArray<S>& opacities, const MaybeArray<S>& sh, const MaybeArray<S>& colors,
-              const MaybeArray<S>& scales, const MaybeArray<S>& rotations,
+              const MaybeArray<S>& extra, const MaybeArray<S>& scales, const MaybeArray<S>& rotations,
               const MaybeArray<S>& cov3d, int threads) {
   const std::int64_t b = in.views, n = in.gaussians;
   InputGradients<S> grad;
@@ -114,6 +121,7 @@ void backward(const Inputs<S>& in, const RenderState<S>& state, const MaybeArray
   grad.opacities = batched(opacities, b, n, "grad of opacities");
   grad.sh = batched(sh, b, 3 * n * in.sh_rows, "grad of shs");
   grad.colors = batched(colors, b, n * in.channels, "grad of colors");
+  grad.extra = batched(extra, b, n * in.extras, "grad of features");
   grad.scales = batched(scales, b, 3 * n, "grad of scales");
   grad.rotations = batched(rotations, b, 4 * n, "grad of rotations");
   grad.cov3d = batched(cov3d, b, 6 * n, "grad of cov3Ds");
@@ -157,17 +165,19 @@ void bind(nb::module_& m, const std::string& suffix) {
   m.def(("inputs" + suffix).c_str(), &make_inputs<S>, nb::arg("width"), nb::arg("height"),
         nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("raw"), nb::arg("means"),
         nb::arg("opacities"),
-        nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("scales").none(),
-        nb::arg("rotations").none(), nb::arg("cov3d").none(), nb::arg("view"),
-        nb::arg("projection"), nb::arg("position"), nb::arg("tan_fov"), nb::arg("background"));
+        nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("extra").none(),
+        nb::arg("scales").none(), nb::arg("rotations").none(), nb::arg("cov3d").none(),
+        nb::arg("view"), nb::arg("projection"), nb::arg("position"), nb::arg("tan_fov"),
+        nb::arg("background"), nb::arg("layer_start").none(), nb::arg("shared"));
   m.def(("forward" + suffix).c_str(), &forward<S>, nb::arg("inputs"), nb::arg("color").noconvert(),
         nb::arg("alpha").noconvert(), nb::arg("depth").noconvert(), nb::arg("radii").noconvert(),
-        nb::arg("threads"));
+        nb::arg("keep"), nb::arg("threads"));
   m.def(("backward" + suffix).c_str(), &backward<S>, nb::arg("inputs"), nb::arg("state"),
         nb::arg("color").none(), nb::arg("alpha").none(), nb::arg("depth").none(),
         nb::arg("means").none(), nb::arg("means2d").none(), nb::arg("opacities").none(),
-        nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("scales").none(),
-        nb::arg("rotations").none(), nb::arg("cov3d").none(), nb::arg("threads"));
+        nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("extra").none(),
+        nb::arg("scales").none(), nb::arg("rotations").none(), nb::arg("cov3d").none(),
+        nb::arg("threads"));
   m.def(("mark_visible" + suffix).c_str(), &visible<S>, nb::arg("positions"), nb::arg("view"),
         nb::arg("visible").noconvert());
   m.def(("count_pairs" + suffix).c_str(), &pairs<S>, nb::arg("inputs"), nb::arg("state"),

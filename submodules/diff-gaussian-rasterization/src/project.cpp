@@ -25,14 +25,14 @@ std::uint16_t row_bits(Span span) {
   return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
 }
 
-// Appends the tiles that the footprint touches.
+// Appends the tiles that the footprint touches, numbered from `first_tile`.
 template <typename S>
-void list_touches(const Footprint<S>& f, int tiles_x, Touches& touches) {
+void list_touches(const Footprint<S>& f, int tiles_x, int first_tile, Touches& touches) {
   for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
     const Span span = tile_span(f, ty);
     for (int tx = span.first; tx <= span.last; ++tx) {
       const std::uint16_t rows = row_bits(row_span(f, tx, ty));
-      if (rows != 0) touches.push({static_cast<std::uint32_t>(ty * tiles_x + tx), rows});
+      if (rows != 0) touches.push({static_cast<std::uint32_t>(first_tile + ty * tiles_x + tx), rows});
     }
   }
 }
@@ -40,28 +40,33 @@ void list_touches(const Footprint<S>& f, int tiles_x, Touches& touches) {
 // A Gaussian that lands on the image.
 template <typename S>
 struct Candidate {
-  int gaussian;
+  int gaussian, layer;
   Splat<S> splat;
   TileRect rect;
 };
 
 template <typename S>
-bool find_candidate(const Inputs<S>& in, int v, int i, const Camera<S>& camera,
+bool find_candidate(const Inputs<S>& in, int v, int i, int layer, const Camera<S>& camera,
                     Candidate<S>& candidate) {
   candidate.gaussian = i;
+  candidate.layer = layer;
   return project_gaussian(in, v, i, camera, candidate.splat, candidate.rect);
 }
 
-// Writes the record of a candidate and lists its tiles; false if its colour is not finite.
+// Writes the record of a candidate and lists its tiles; false if a feature is not finite.
 template <typename S>
 bool finish_candidate(const Inputs<S>& in, int v, const Camera<S>& camera,
                       const Candidate<S>& candidate, S* record, Touches& touches) {
   const int i = candidate.gaussian;
   const S opacity = input_opacity(in, v, i);
-  if (!color_features(in, v, i, camera, input_mean(in, v, i), record + kGeometry)) return false;
-  record[kGeometry + in.channels] = candidate.splat.depth;
+  S* features = record + kGeometry;
+  if (!color_features(in, v, i, camera, input_mean(in, v, i), features)) return false;
+  if (!further_features(in, v, i, candidate.splat.depth, features)) return false;
   geometry_record(candidate.splat, opacity, record);
-  list_touches(footprint(candidate.splat, opacity, candidate.rect), in.tiles_x(), touches);
+  record[kPlane] = in.shared ? S(candidate.layer * in.features()) : S(0);
+  const int first_tile = in.shared ? 0 : candidate.layer * in.tiles_x() * in.tiles_y();
+  list_touches(footprint(candidate.splat, opacity, candidate.rect), in.tiles_x(), first_tile,
+               touches);
   return true;
 }
 
@@ -79,11 +84,12 @@ void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>&
                    std::int32_t* radii, S* depths, Touches& touches) {
   const Camera<S> camera = in.camera(v);
   Candidate<S> found[kChunk];
-  int count = 0;
+  int count = 0, layer = in.layer_of(begin);
   for (int i = begin; i < end; ++i) {
     radii[i] = 0;
     state.first_slot[i] = 0;
-    count += find_candidate(in, v, i, camera, found[count]) ? 1 : 0;
+    while (layer + 1 < in.layers && i >= in.layer_start[layer + 1]) ++layer;
+    count += find_candidate(in, v, i, layer, camera, found[count]) ? 1 : 0;
   }
   touches.clear();
   for (int c = 0; c < count; ++c) {
@@ -137,6 +143,17 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
 
 namespace {
 
+// The gradients of the colour and of the further features; returns the colour's part for the mean.
+// `features` are those that were blended, `sum` their gradients from wanted.first on.
+template <typename S>
+Vec3<S> planes_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                        Vec3<S> mean, const S* features, const S* sum, const Wanted& wanted,
+                        const InputGradients<S>& grad) {
+  emit(grad.extra, v, i, in.extras, sum + (in.channels - wanted.first));
+  if (wanted.first > 0) return {S(0), S(0), S(0)};
+  return color_backward(in, v, i, camera, mean, features, sum, grad);
+}
+
 // Adds up the tiles of Gaussian i in a fixed order; false if no pixel saw it.
 template <typename S>
 bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint32_t last, S* sum) {
@@ -154,7 +171,7 @@ bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint3
 
 template <typename S>
 void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                           const PairGradients<S>& pairs, bool has_depth,
+                           const PairGradients<S>& pairs, const Wanted& wanted,
                            const InputGradients<S>& grad) {
   const Camera<S> camera = in.camera(v);
   const int n = in.gaussians;
@@ -166,18 +183,24 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
     for (int i = chunk * kChunk; i < end; ++i) {
       constexpr int ahead = 8;
       if (i + ahead < end && state.first_slot[i + ahead] < state.first_slot[i + ahead + 1]) {
-        prefetch_color(in, v, i + ahead);
+        if (wanted.first == 0) prefetch_color(in, v, i + ahead);
         prefetch(state.records.data() + std::size_t(i + ahead) * state.record_stride);
       }
-      if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum)) {
-        const S* record = state.records.data() + std::size_t(i) * state.record_stride;
-        gaussian_backward(in, v, i, camera, record[kOpacity], sum, has_depth, grad,
-                          [&](Vec3<S> mean) {
-                            return color_backward(in, v, i, camera, mean, record + kGeometry,
-                                                  sum + kMoments, grad);
-                          });
-      } else {
+      if (!reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum)) {
         emit_zeros(in, v, i, grad);
+        continue;
+      }
+      const S* record = state.records.data() + std::size_t(i) * state.record_stride;
+      const S* by_feature = sum + (wanted.moments ? kMoments : 0);
+      const auto by_planes = [&](Vec3<S> mean) {
+        return planes_backward(in, v, i, camera, mean, record + kGeometry, by_feature, wanted, grad);
+      };
+      if (wanted.moments) {
+        const bool has_depth = wanted.end > in.depth_feature();
+        const S grad_depth = has_depth ? by_feature[in.depth_feature()] : S(0);
+        gaussian_backward(in, v, i, camera, record[kOpacity], sum, grad_depth, grad, by_planes);
+      } else {
+        by_planes(input_mean(in, v, i));
       }
     }
   });
@@ -187,7 +210,8 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
   template void project_view(const Inputs<S>&, int, int, ViewState<S>&, std::int32_t*,          \
                              Projected<S>&);                                                    \
   template void project_view_backward(const Inputs<S>&, int, int, const ViewState<S>&,          \
-                                      const PairGradients<S>&, bool, const InputGradients<S>&);
+                                      const PairGradients<S>&, const Wanted&,                   \
+                                      const InputGradients<S>&);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)
 
