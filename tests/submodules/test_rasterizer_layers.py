@@ -313,6 +313,125 @@ def test_layers_over_many_chunks_of_gaussians():
         assert torch.equal(out.color[:, k], rasterize(**layer, **cameras).color)
 
 
+# ------------------------------------------------------------------- tensors of their own per layer
+
+
+def separate(layers=LAYERS, **options) -> tuple[dict[str, list[Tensor]], dict]:
+    """The same Gaussians in tensors of each layer; of the first one the harmonics end earlier."""
+    gaussians, cameras = scene(**options)
+    pieces = parts(gaussians, layers)
+    together = {name: [piece[name] for piece in pieces] for name in pieces[0]}
+    if "shs" in together:
+        together["shs"][0] = together["shs"][0].detach()[:, :, :9].clone().requires_grad_()
+        cameras["sh_degree"] = 2
+    return together, cameras
+
+
+def joined(together: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Leaves with all layers in one."""
+    whole = {}
+    for name, pieces in together.items():
+        rows = max(t.shape[2] for t in pieces)
+        padded = [
+            torch.cat([t, t.new_zeros(*t.shape[:2], rows - t.shape[2], *t.shape[3:])], 2)
+            for t in pieces
+        ]
+        whole[name] = torch.cat(padded, 1).detach().requires_grad_()
+    return whole
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("options", [{}, dict(extras=0), dict(channels=5), dict(batch=2)])
+def test_tensors_of_each_layer_are_drawn_as_those_of_all(options, shared):
+    together, cameras = separate(dtype=torch.float32, **options)
+    whole = joined(together)
+    out = rasterize(**together, **cameras, shared_transmittance=shared)
+    expected = rasterize(**whole, **cameras, layers=LAYERS, shared_transmittance=shared)
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+    leaves = [t for pieces in together.values() for t in pieces]
+    found = torch.autograd.grad(image_loss(out), leaves)
+    gradients = torch.autograd.grad(image_loss(expected), list(whole.values()))
+    for name, gradient in zip(together, gradients, strict=True):
+        own, found = found[: len(LAYERS)], found[len(LAYERS) :]
+        for piece, part in zip(own, gradient.split(LAYERS, 1), strict=True):
+            assert torch.equal(piece, part[:, :, : piece.shape[2]]), name
+
+
+def test_only_some_layers_want_gradients():
+    together, cameras = separate()
+    every = torch.autograd.grad(
+        image_loss(rasterize(**together, **cameras)),
+        [together["features"][3], together["means3D"][4], together["shs"][0]],
+    )
+    frozen = {name: [t.detach() for t in pieces] for name, pieces in together.items()}
+    wanted = [
+        frozen[name][k].requires_grad_()
+        for name, k in (("features", 3), ("means3D", 4), ("shs", 0))
+    ]
+    found = torch.autograd.grad(image_loss(rasterize(**frozen, **cameras)), wanted)
+    assert all(torch.equal(a, b) for a, b in zip(found, every, strict=True))
+
+
+def test_layers_with_and_without_a_tensor_for_each_view():
+    together, cameras = separate()
+    mixed = {
+        n: [t.expand(2, *t.shape[1:]) if k == 0 else t for k, t in enumerate(pieces)]
+        for n, pieces in together.items()
+    }
+    mixed["means3D"][3] = mixed["means3D"][3].repeat(2, 1, 1)
+    leaves = together["means3D"] + together["features"]
+    out, expected = rasterize(**mixed, **cameras), rasterize(**together, **cameras)
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+    pairs = zip(*(torch.autograd.grad(image_loss(o), leaves) for o in (out, expected)), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in pairs)
+
+
+def test_the_twin_takes_tensors_of_each_layer():
+    together, cameras = separate()
+    means2d = [torch.zeros(2, n, 3, dtype=torch.float64).requires_grad_() for n in LAYERS]
+    leaves = [t for pieces in (*together.values(), means2d) for t in pieces]
+    results = []
+    for function in (rasterize, reference.rasterize):
+        out = function(**together, **cameras, means2D=means2d)
+        results.append(torch.autograd.grad(image_loss(out), leaves, allow_unused=True))
+    for a, b in zip(*results, strict=True):
+        expected = torch.zeros_like(a) if b is None else b
+        assert not a.numel() or relative_error(a, expected) < 1e-8
+
+
+SEPARATE_MISTAKES = [
+    (lambda g: g["opacities"].pop(), "opacities has 4"),
+    (lambda g: g.update(opacities=torch.zeros(1, COUNT, 1)), "opacities has one"),
+    (
+        lambda g: g.update(layers=[COUNT]),
+        "layers are \\[80\\], but the tensors have \\[25, 0, 1, 40, 14\\]",
+    ),
+    (lambda g: g.update({n: [] for n in g}), "at least one layer"),
+    (lambda g: g["scales"].__setitem__(2, torch.zeros(1, 2, 3)), "scales must have the shape"),
+]
+
+
+@only("cpu")
+@pytest.mark.parametrize(("spoil", "message"), SEPARATE_MISTAKES)
+def test_mistakes_in_tensors_of_each_layer_are_named(spoil, message):
+    together, cameras = separate(dtype=torch.float32)
+    spoil(together)
+    with pytest.raises(ValueError, match=message):
+        rasterize(**together, **cameras)
+
+
+@only("cpu")
+def test_layers_have_as_many_features_each():
+    together, cameras = separate(channels=4)
+    together["colors"][1] = torch.zeros(1, 0, 5, dtype=torch.float64)
+    together["features"][1] = torch.zeros(1, 0, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="features of all layers must be alike"):
+        rasterize(**together, **cameras)
+
+
+# ---------------------------------------------------------------------------------------- the rest
+
+
 @only("cpu")
 @pytest.mark.parametrize("layering", LAYERINGS)
 @pytest.mark.parametrize("wanted", ["all", "features"])
@@ -355,9 +474,6 @@ def test_a_gaussian_that_is_not_finite_leaves_no_trace(field, value, shared):
     for name, gradient in gradients.items():
         assert not gradient[:, victim].any(), name
         assert torch.equal(gradient[:, keep], expected[name]), name
-
-
-# ---------------------------------------------------------------------------------------- the rest
 
 
 @only("cpu")

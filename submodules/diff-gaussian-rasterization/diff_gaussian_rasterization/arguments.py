@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 MAX_SH_DEGREE = 3
-MAX_TILES = 2**31 - 1
 
 
 def check_exclusive(shs: object, colors: object, scales: object, rotations: object, cov: object):
@@ -69,16 +68,6 @@ def check_features(features: Tensor | None, channels: int) -> None:
             f"background has {channels} values, but must have those of the colours and of the "
             f"{features.shape[2]} features"
         )
-
-
-def check_layers(layers: Sequence[int], count: int, tiles: int) -> None:
-    """Raises unless `layers` are the parts of `count` Gaussians, and their tiles can be counted."""
-    if not layers or min(layers) < 0 or sum(layers) != count:
-        raise ValueError(
-            f"layers must be numbers of Gaussians that sum to {count}, not {list(layers)}"
-        )
-    if len(layers) * tiles > MAX_TILES:
-        raise ValueError(f"{len(layers)} layers of {tiles} tiles are more than 2^31 - 1 tiles")
 
 
 def check_size(width: int, height: int) -> None:

@@ -69,8 +69,8 @@ class Call:
         layers, shared = len(settings.layers or [0]), settings.shared
         self.gpu, self.means, self.settings = gpu, means, settings
         self.splats = views * gaussians
-        # Of a pixel: colours, further features, depth; with one transmittance of all layers the same
-        # and alpha, for each layer.
+        # Of a pixel: colours, further features, depth; if layers share their transmittance, the
+        # same and alpha for each.
         self.sums = layers * (planes + 2) if shared else planes + 1
         tiles_x, tiles_y = -(-settings.width // 16), -(-settings.height // 16)
         self.tiles = views * (1 if shared else layers) * tiles_x * tiles_y

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization import _native, arguments, cuda, devices
-
-
-TILE = 16  # pixels
+from diff_gaussian_rasterization import _native, arguments, cuda, devices, layered
 
 
 class RasterOutput(NamedTuple):
@@ -49,7 +44,8 @@ class Settings(NamedTuple):
     keep: bool
 
 
-# The differentiable inputs in the order in which _Rasterize takes and returns them.
+# The differentiable inputs in the order in which _Rasterize takes and returns them: of all
+# Gaussians, or of each layer, one after the other.
 _DIFFERENTIABLE = (
     "means3D",
     "means2D",
@@ -61,26 +57,33 @@ _DIFFERENTIABLE = (
     "rotations",
     "cov3Ds",
 )
-_INPUTS = len(_DIFFERENTIABLE) - 1  # without means2D, whose values are not read
+_MEANS2D = 1  # its values are not read
+_COMMON = 6  # tensors after those of the Gaussians: four of the camera, background, layer starts
+
+PerLayer = Tensor | Sequence[Tensor]
+Part = tuple[Tensor | None, ...]  # as _DIFFERENTIABLE, or these without means2D
 
 
 def _kernel(name: str, dtype: torch.dtype) -> Any:
     return getattr(_native, f"{name}_{'f32' if dtype == torch.float32 else 'f64'}")
 
 
+def _grouped(tensors: Sequence[Tensor | None], size: int) -> list[Part]:
+    return [tuple(tensors[at : at + size]) for at in range(0, len(tensors), size)]
+
+
 def _native_inputs(settings: Settings, tensors: tuple[Tensor | None, ...]) -> Any:
     """The C++ view of the inputs; `tensors` must outlive it."""
-    means, opacities, *rest = (None if t is None else t.detach() for t in tensors)
-    return _kernel("inputs", means.dtype)(
+    tensors = tuple(None if t is None else t.detach() for t in tensors)
+    return _kernel("inputs", tensors[0].dtype)(
         settings.width,
         settings.height,
         settings.sh_degree,
         settings.scale_modifier,
         settings.raw,
-        means,
-        opacities,
-        *rest,
         settings.shared,
+        _grouped(tensors[:-_COMMON], len(_DIFFERENTIABLE) - 1),
+        *tensors[-_COMMON:],
     )
 
 
@@ -94,17 +97,17 @@ class _Rasterize(torch.autograd.Function):
         cameras: tuple[Tensor, ...],
         background: Tensor,
         layer_start: Tensor | None,
-        means: Tensor,
-        means2d: Tensor | None,
-        opacities: Tensor,
-        *attributes: Tensor | None,
+        *differentiable: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, count = cameras[0].shape[0], means.shape[1]
+        parts = _grouped(differentiable, len(_DIFFERENTIABLE))
+        read = [t for part in parts for t in (*part[:_MEANS2D], *part[_MEANS2D + 1 :])]
+        tensors = (*read, *cameras, background, layer_start)
+        means, batch = differentiable[0], cameras[0].shape[0]
         layers = () if settings.layers is None else (len(settings.layers),)
         leading, size = (batch, *layers), (settings.height, settings.width)
-        tensors = (means, opacities, *attributes, *cameras, background, layer_start)
         color = means.new_empty((*leading, background.shape[0], *size))
         alpha, depth = means.new_empty((*leading, 1, *size)), means.new_empty((*leading, 1, *size))
+        count = sum(part[0].shape[1] for part in parts)
         radii = means.new_empty((batch, count), dtype=torch.int32)
         gpu, keep = devices.gpu_of(means), settings.keep
         if gpu is None:
@@ -125,26 +128,32 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, color: Tensor | None, alpha: Tensor | None, depth: Tensor | None, _):
-        tensors = ctx.saved_tensors
-        means, opacities, *attributes = tensors[:_INPUTS]
-        wanted = ctx.needs_input_grad[4:]
-        likes = (means, None, opacities, *attributes)
-        grads = [
-            torch.empty_like(like) if need and like is not None else None
-            for need, like in zip(wanted, likes, strict=True)
-        ]
-        if wanted[1]:
-            grads[1] = means.new_empty((ctx.batch, *means.shape[1:]))
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        read = _grouped(tensors[:-_COMMON], len(_DIFFERENTIABLE) - 1)
+        needs = _grouped(wanted, len(_DIFFERENTIABLE))
+        grads = [_empty_gradients(ctx.batch, *pair) for pair in zip(read, needs, strict=True)]
         images = tuple(None if g is None else g.contiguous() for g in (color, alpha, depth))
-        gpu = devices.gpu_of(means)
+        gpu = devices.gpu_of(tensors[0])
         if gpu is None:
-            _kernel("backward", means.dtype)(
+            _kernel("backward", tensors[0].dtype)(
                 *(_native_inputs(ctx.settings, tensors), ctx.state),
-                *(*images, *grads, ctx.settings.threads),
+                *(*images, grads, ctx.settings.threads),
             )
         else:
-            cuda.backward(gpu, ctx.settings, tensors, ctx.state, images, grads)
-        return None, None, None, None, *grads
+            (own,) = grads
+            cuda.backward(gpu, ctx.settings, tensors, ctx.state, images, own)
+        return None, None, None, None, *(gradient for part in grads for gradient in part)
+
+
+def _empty_gradients(batch: int, read: Part, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """Memory for those of the gradients of a part that are needed."""
+    means = read[0]
+    like_means2d = means.new_empty((batch, *means.shape[1:])) if needs[_MEANS2D] else None
+    likes = (*read[:_MEANS2D], like_means2d, *read[_MEANS2D:])
+    return [
+        torch.empty_like(like) if need and like is not None else None
+        for need, like in zip(needs, likes, strict=True)
+    ]
 
 
 class _OneOfMany(torch.autograd.Function):
@@ -214,27 +223,18 @@ def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
             arguments.check_shape(name, tensors[name], shape, batch)
     if tensors["shs"] is not None:
         arguments.check_sh(tensors["shs"], settings.sh_degree, channels)
-    if settings.layers is not None:
-        tiles = batch * -(-settings.width // TILE) * -(-settings.height // TILE)
-        arguments.check_layers(settings.layers, tensors["means3D"].shape[1], tiles)
-
-
-@lru_cache(maxsize=64)
-def _layer_starts(layers: tuple[int, ...], device: torch.device) -> Tensor:
-    """(E + 1,) int32: the first Gaussian of each layer, and N."""
-    return torch.tensor([0, *accumulate(layers)], dtype=torch.int32, device=device)
 
 
 def rasterize(
-    means3D: Tensor,
-    opacities: Tensor,
+    means3D: PerLayer,
+    opacities: PerLayer,
     *,
-    shs: Tensor | None = None,
-    colors: Tensor | None = None,
-    features: Tensor | None = None,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3Ds: Tensor | None = None,
+    shs: PerLayer | None = None,
+    colors: PerLayer | None = None,
+    features: PerLayer | None = None,
+    scales: PerLayer | None = None,
+    rotations: PerLayer | None = None,
+    cov3Ds: PerLayer | None = None,
     viewmatrices: Tensor,
     projmatrices: Tensor,
     camposs: Tensor,
@@ -245,7 +245,7 @@ def rasterize(
     sh_degree: int = 0,
     scale_modifier: float = 1.0,
     raw: bool = False,
-    means2D: Tensor | None = None,
+    means2D: PerLayer | None = None,
     layers: Sequence[int] | None = None,
     shared_transmittance: bool = False,
     num_threads: int | None = None,
@@ -279,12 +279,12 @@ def rasterize(
             projected centre in normalised device coordinates (x, y; z is 0).
         layers: E numbers of Gaussians that sum to N; 0 is allowed. The first ones are layer 0, and
             so on. Each layer is drawn as if it were alone, to the last bit: color is
-            (B, E, C, H, W), alpha and depth are (B, E, 1, H, W).
-        shared_transmittance: instead, all layers are drawn in one front-to-back order with one
-            transmittance T, and each layer gets the part of its own Gaussians,
-            C_k = sum_j T_j alpha_j c_j [e_j = k] (MoE-GS, eq. 9; alpha and depth alike), and the
-            share 1/E of the background's light. So the sums over the layers are the images without
-            layers.
+            (B, E, C, H, W), alpha and depth are (B, E, 1, H, W). Instead of naming numbers, each
+            tensor of the Gaussians can be a sequence of E tensors: on the CPU none is copied.
+        shared_transmittance: all layers are drawn in one front-to-back order with one transmittance
+            T, and each gets the part of its own Gaussians, C_k = sum_j T_j alpha_j c_j [e_j = k]
+            (MoE-GS, eq. 9; alpha and depth alike), and the share 1/E of the background's light. So
+            the sums over the layers are the images without layers.
         num_threads: CPU threads, by default `torch.get_num_threads()`. The results do not depend
             on it, not even in the last bit; on a GPU too, two runs give the same bits.
 
@@ -299,34 +299,41 @@ def rasterize(
     threads = torch.get_num_threads() if num_threads is None else int(num_threads)
     if threads < 1:
         raise ValueError(f"num_threads must be at least 1, not {threads}")
-    if shared_transmittance and layers is None:
-        raise ValueError("shared_transmittance needs layers")
     values = (means3D, means2D, opacities, shs, colors, features, scales, rotations, cov3Ds)
+    parts = layered.parts_of(dict(zip(_DIFFERENTIABLE, values, strict=True)))
     settings = Settings(
         width=int(width),
         height=int(height),
         sh_degree=int(sh_degree),
         scale_modifier=float(scale_modifier),
         raw=bool(raw),
-        layers=None if layers is None else tuple(int(count) for count in layers),
+        layers=layered.counts_of(parts, layers, isinstance(means3D, Sequence)),
         shared=bool(shared_transmittance),
         threads=threads,
-        keep=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in values),
+        keep=torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for part in parts for t in part.values()),
     )
     cameras = dict(
         viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov
     )
-    tensors = dict(zip(_DIFFERENTIABLE, values, strict=True)) | cameras | {"background": background}
-    _check(tensors, settings)
+    for part in parts:
+        _check(part | cameras | {"background": background}, settings)
+    images = (viewmatrices.shape[0], settings.width, settings.height)
+    layered.check(parts, settings.layers, settings.shared, images)
+    means = parts[0]["means3D"]
+    if len(parts) > 1 and devices.gpu_of(means) is not None:
+        parts = [layered.joined(parts)]
     return RasterOutput(
         *_Rasterize.apply(
             settings,
             tuple(camera.detach().contiguous() for camera in cameras.values()),
             background.detach().contiguous(),
-            None if settings.layers is None else _layer_starts(settings.layers, means3D.device),
-            *(_per_view(tensors[name]) for name in _DIFFERENTIABLE[:1]),
-            means2D,
-            *(_per_view(tensors[name]) for name in _DIFFERENTIABLE[2:]),
+            None if settings.layers is None else layered.starts(settings.layers, means.device),
+            *(
+                tensor if name == "means2D" else _per_view(tensor)
+                for part in parts
+                for name, tensor in part.items()
+            ),
         )
     )
 

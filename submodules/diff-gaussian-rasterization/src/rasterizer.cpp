@@ -1,6 +1,7 @@
 // The stages in their order, and the memory that passes from one render to the next.
 #include "rasterizer.h"
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 
@@ -78,14 +79,28 @@ std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& ou
 }
 
 template <typename S>
+Wanted wanted_of_all(const Inputs<S>& in, const std::vector<InputGradients<S>>& grads,
+                     bool has_depth) {
+  Wanted wanted = wanted_of(in, grads[0], has_depth);
+  for (const InputGradients<S>& grad : grads) {
+    const Wanted own = wanted_of(in, grad, has_depth);
+    wanted.moments = wanted.moments || own.moments;
+    wanted.first = std::min(wanted.first, own.first);
+    wanted.end = std::max(wanted.end, own.end);
+  }
+  return wanted;
+}
+
+template <typename S>
 void render_backward(const Inputs<S>& in, const RenderState<S>& state,
-                     const ImageGradients<S>& image, const InputGradients<S>& grad, int threads) {
-  const Wanted wanted = wanted_of(in, grad, image.depth != nullptr);
+                     const ImageGradients<S>& image, const std::vector<InputGradients<S>>& grads,
+                     int threads) {
+  const Wanted wanted = wanted_of_all(in, grads, image.depth != nullptr);
   PairGradients<S> pairs = Spares<PairGradients<S>>::take();
   for (int v = 0; v < in.views; ++v) {
     const ViewState<S>& view = state.views[v];
     stages(S()).blend_backward(in, v, threads, view, image, wanted, pairs);
-    stages(S()).project_backward(in, v, threads, view, pairs, wanted, grad);
+    stages(S()).project_backward(in, v, threads, view, pairs, wanted, grads.data());
   }
   Spares<PairGradients<S>>::give(std::move(pairs));
 }
@@ -102,7 +117,8 @@ void mark_visible(const S* positions, const S* view, int count, bool* visible) {
   template struct RenderState<S>;                                                                  \
   template std::unique_ptr<RenderState<S>> render(const Inputs<S>&, const Outputs<S>&, bool, int); \
   template void render_backward(const Inputs<S>&, const RenderState<S>&,                           \
-                                const ImageGradients<S>&, const InputGradients<S>&, int);          \
+                                const ImageGradients<S>&, const std::vector<InputGradients<S>>&,   \
+                                int);                                                              \
   template void mark_visible(const S*, const S*, int, bool*);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)

@@ -53,9 +53,11 @@ template <typename S>
 std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, bool keep,
                                        int threads);
 
+// `grads`: of each of in.parts, or one.
 template <typename S>
 void render_backward(const Inputs<S>& in, const RenderState<S>& state,
-                     const ImageGradients<S>& image, const InputGradients<S>& grad, int threads);
+                     const ImageGradients<S>& image, const std::vector<InputGradients<S>>& grads,
+                     int threads);
 
 // True where the view-space z of a position is beyond the near plane.
 template <typename S>
@@ -123,7 +125,7 @@ struct Stages {
   void (*blend_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
                          const ImageGradients<S>&, const Wanted&, PairGradients<S>&);
   void (*project_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
-                           const PairGradients<S>&, const Wanted&, const InputGradients<S>&);
+                           const PairGradients<S>&, const Wanted&, const InputGradients<S>* grads);
   PairCounts (*count_pairs)(const Inputs<S>&, const ViewState<S>&, int threads);
 };
 

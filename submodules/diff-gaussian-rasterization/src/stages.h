@@ -24,7 +24,7 @@ void blend_view_backward(const Inputs<S>& in, int v, int threads, const ViewStat
 template <typename S>
 void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
                            const PairGradients<S>& pairs, const Wanted& wanted,
-                           const InputGradients<S>& grad);
+                           const InputGradients<S>* grads);
 
 }  // namespace NATIVE_LEVEL
 }  // namespace gr

@@ -39,6 +39,8 @@ struct Inputs {
   Batched<const S> position, tan_fov;           // (3), (2)
   const S* background = nullptr;                // (C + F)
   const std::int32_t* layer_start = nullptr;    // (layers + 1)
+  // On the CPU tensors may be those of one layer: then here are the inputs of each.
+  const Inputs* parts = nullptr;
 
   GR_HD int tiles_x() const { return (width + kTile - 1) / kTile; }
   GR_HD int tiles_y() const { return (height + kTile - 1) / kTile; }
@@ -93,7 +95,7 @@ struct Wanted {
 };
 
 template <typename S>
-Wanted wanted_of(const Inputs<S>& in, const InputGradients<S>& grad, bool has_depth) {
+inline Wanted wanted_of(const Inputs<S>& in, const InputGradients<S>& grad, bool has_depth) {
   if (grad.means || grad.means2d || grad.opacities || grad.scales || grad.rotations || grad.cov3d) {
     return {true, 0, has_depth ? in.features() : in.features() - 1};
   }
