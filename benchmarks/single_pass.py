@@ -13,8 +13,8 @@ Three sets of Gaussians (experts), each with three further features, from one ca
 
 ``image`` is a render without gradients; ``router`` is forward and backward where only the features
 want gradients; ``all`` where everything does. Within a case all ways are run in turns, so their
-ratios are of one time and one machine; milliseconds are medians, `cpu_ms` are the least of
-processor time, which other processes disturb less. Prints one JSON object per case.
+ratios are of one time and one machine; `ms` are medians, `cpu_ms` the least processor time of all
+threads, which other processes disturb less. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -138,22 +139,18 @@ def run_once(e: Experts, way: Callable[[Experts], list[RasterOutput]], device: s
 
 def measure(case: str, pass_: str, arguments: argparse.Namespace) -> dict:
     """All ways of one case in turns."""
-    e = experts(case, PASSES[pass_], arguments.device)
+    e, device = experts(case, PASSES[pass_], arguments.device), arguments.device
     wall: dict[str, list[float]] = {name: [] for name in WAYS}
     cpu: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(WARM_UP + arguments.repeats):
         for name, way in WAYS.items():
             started = time.process_time()
-            wall[name].append(
-                once_ms(lambda way=way: run_once(e, way, arguments.device), arguments.device)
-            )
+            wall[name].append(once_ms(partial(run_once, e, way, device), device))
             cpu[name].append(1000 * (time.process_time() - started))
     ms = {name: statistics.median(times[WARM_UP:]) for name, times in wall.items()}
     cpu_ms = {name: min(times[WARM_UP:]) for name, times in cpu.items()}
     return {
-        "case": f"{case}/{pass_}",
-        "device": name_of(arguments.device),
-        "threads": torch.get_num_threads(),
+        "name": f"{case}/{pass_}",
         "ms": {name: round(value, 2) for name, value in ms.items()},
         "cpu_ms": {name: round(value, 2) for name, value in cpu_ms.items()},
         "of_single": ratios(ms),
@@ -167,7 +164,7 @@ def ratios(ms: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints one JSON object per case and pass."""
+    """Prints one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -178,9 +175,11 @@ def main() -> None:
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for case in [arguments.case] if arguments.case else CASES:
-        for pass_ in [arguments.pass_] if arguments.pass_ else PASSES:
-            print(json.dumps(measure(case, pass_, arguments)), flush=True)
+    cases = [arguments.case] if arguments.case else list(CASES)
+    passes = [arguments.pass_] if arguments.pass_ else list(PASSES)
+    found = [measure(case, pass_, arguments) for case in cases for pass_ in passes]
+    where = {"device": name_of(arguments.device), "threads": torch.get_num_threads()}
+    print(json.dumps({**where, "cases": found}, indent=2))
 
 
 if __name__ == "__main__":
