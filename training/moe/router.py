@@ -147,7 +147,7 @@ class RouterTrainer:
             return {}
         decided = blend.gates.detach().amax(1).mean()
         ratio = psnr(images.detach(), targets, mask).nanmean()
-        return {"loss": float(loss), "psnr": float(ratio), "largest_gate": float(decided)}
+        return {"loss": float(loss.detach()), "psnr": float(ratio), "largest_gate": float(decided)}
 
     def _blend(self, batch: list[View], iteration: int) -> Blend:
         temperature = training_temperature(self.params, iteration)
