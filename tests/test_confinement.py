@@ -109,11 +109,11 @@ def test_training_writes_to_its_run_folder_alone(root, tmp_path, cache):
     seen = watched(root, tmp_path, "render_emb", *flags)
     assert outside(seen, out, tmp_path / "temporary") == []
     assert (out / "metrics.json").exists()
-    report = tmp_path / "comparison"
+    report = tmp_path / "reports" / "comparison"
     flags = [str(out), "--out", str(report), "--lpips", "none", "--no-plots", "--quiet"]
     seen = watched(root, tmp_path, "evaluate", *flags, "--device", "cpu")
-    assert outside(seen, report, tmp_path / "temporary") == []
-    assert (report / "report.html").exists()
+    assert outside(seen, report, report.parent, tmp_path / "temporary") == []
+    assert [p.name for p in report.parent.iterdir()] == ["comparison"]
 
 
 def test_importing_writes_to_its_destination_alone(root, tmp_path):
