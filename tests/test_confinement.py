@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import kills
+import published
 
 WATCH = r'''
 import atexit, json, os, sys
@@ -108,6 +109,22 @@ def test_training_writes_to_its_run_folder_alone(root, tmp_path, cache):
     seen = watched(root, tmp_path, "render_emb", *flags)
     assert outside(seen, out, tmp_path / "temporary") == []
     assert (out / "metrics.json").exists()
+    report = tmp_path / "reports" / "comparison"
+    flags = [str(out), "--out", str(report), "--lpips", "none", "--no-plots", "--quiet"]
+    seen = watched(root, tmp_path, "evaluate", *flags, "--device", "cpu")
+    assert outside(seen, report, report.parent, tmp_path / "temporary") == []
+    assert [p.name for p in report.parent.iterdir()] == ["comparison"]
+
+
+def test_importing_writes_to_its_destination_alone(root, tmp_path):
+    published.write_4dgs(tmp_path / "theirs")
+    before = sorted(p.as_posix() for p in (tmp_path / "theirs").rglob("*"))
+    out = tmp_path / "runs" / "ours"
+    flags = [str(tmp_path / "theirs"), str(out)]
+    seen = watched(root / "script", tmp_path, "import_checkpoint", *flags)
+    assert outside(seen, out, out.parent, tmp_path / "temporary") == []
+    assert [p.name for p in out.parent.iterdir()] == ["ours"]
+    assert sorted(p.as_posix() for p in (tmp_path / "theirs").rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import nanobind
 import numpy as np
@@ -42,6 +43,14 @@ FLAGS = [
     "-Wno-unknown-pragmas",
 ]
 STRICT = ["-Wall", "-Wextra", "-Werror"]
+
+
+class Unit(NamedTuple):
+    """One file to compile; ``name`` tells apart the objects of one source."""
+
+    source: Path
+    options: list[str]
+    name: str = ""
 
 
 def compiler() -> str:
@@ -80,11 +89,31 @@ def _key(package: Path, watched: Iterable[Path], flags: Iterable[str]) -> str:
     return total.hexdigest()[:16]
 
 
-def _compile(command: list[str], log: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    log.write_text(done.stdout + done.stderr)
+def compile_unit(command: list[str], result: Path) -> None:
+    """Runs a compiler or a linker; what it says goes to a .log beside the result.
+
+    Raises:
+        RuntimeError: with the command and the end of what it says.
+    """
+    done = subprocess.run([*command, "-o", str(result)], capture_output=True, text=True)
+    result.with_suffix(".log").write_text(done.stdout + done.stderr)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-6000:]}")
+
+
+def made_once(result: Path, make: Callable[[Path], None]) -> Path:
+    """``result``, made by ``make(unfinished path)`` unless it is there.
+
+    Several test processes may want it at once: one makes it, the others wait.
+    """
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with (result.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            unfinished = result.with_suffix(".part")
+            make(unfinished)
+            unfinished.rename(result)
+    return result
 
 
 def build(package: str, sanitizer: str = "") -> Path:
@@ -116,35 +145,24 @@ def _build(
     flags = [*FLAGS, *includes(folder)]
     key = _key(folder, watched, [compiler(), *FLAGS, *STRICT, *extra])
     name, file = result.split("/")
-    target = BUILD / f"{name}-{sanitizer or 'plain'}-{key}"
-    module = target / file
-    target.mkdir(parents=True, exist_ok=True)
     # Only what is under test is instrumented; the scheduler tells the sanitizers what it does.
-    units = [(path, [*extra, *STRICT]) for path in watched]
-    units += [(HERE / "emulation.cpp", STRICT), *foreign]
-    with (target / "lock").open("w") as lock:  # several test processes want it at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not module.exists():
-            _compile_and_link(units, flags, extra, module)
-    return module
+    units = [Unit(path, [*flags, *extra, *STRICT]) for path in watched]
+    units.append(Unit(HERE / "emulation.cpp", [*flags, *STRICT]))
+    units += [Unit(path, [*flags, *more]) for path, more in foreign]
+    module = BUILD / f"{name}-{sanitizer or 'plain'}-{key}" / file
+    return made_once(module, lambda unfinished: compile_and_link(units, extra, unfinished))
 
 
-def _compile_and_link(
-    units: list[tuple[Path, list[str]]], flags: list[str], extra: list[str], module: Path
+def compile_and_link(
+    units: list[Unit], options: list[str], module: Path, objects: Sequence[Path] = ()
 ) -> None:
-    objects, commands = [], []
-    for path, more in units:
-        result = module.parent / f"{path.stem}.o"
-        commands.append(
-            ([compiler(), *flags, *more, "-x", "c++", "-c", str(path), "-o", str(result)], result)
-        )
-        objects.append(str(result))
+    """Compiles units, several at a time, and links them and ready ``objects`` to a library."""
+    results = [module.parent / f"{unit.name or unit.source.stem}.o" for unit in units]
+    commands = [[compiler(), *unit.options, "-x", "c++", "-c", str(unit.source)] for unit in units]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda c: _compile(c[0], c[1].with_suffix(".log")), commands))
-    unfinished = module.with_suffix(".part")
-    link = [compiler(), "-shared", "-pthread", *extra, *objects, "-o", str(unfinished)]
-    _compile(link, module.parent / "link.log")
-    unfinished.rename(module)
+        list(pool.map(compile_unit, commands, results))
+    everything = map(str, (*results, *objects))
+    compile_unit([compiler(), "-shared", "-pthread", *options, *everything], module)
 
 
 @lru_cache

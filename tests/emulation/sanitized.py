@@ -152,9 +152,17 @@ def run(sanitizer: str, subject: str) -> subprocess.CompletedProcess:
         emulated.build(subject.replace("_", "-"), sanitizer)
     else:
         emulated.build_library(subject.split("/")[0], sanitizer)
-    command = [*_fixed_addresses(), sys.executable, str(HERE), sanitizer, subject]
-    environment = {**os.environ, **OPTIONS, **QUIET, "LD_PRELOAD": library(sanitizer)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    return run_preloaded([str(HERE), sanitizer, subject], sanitizer)
+
+
+def run_preloaded(
+    command: list[str], sanitizers: str, timeout: int = 280
+) -> subprocess.CompletedProcess:
+    """Runs Python with the libraries of sanitizers (``address,undefined``) in it from the start."""
+    libraries = " ".join(library(sanitizer) for sanitizer in sanitizers.split(","))
+    environment = {**os.environ, **OPTIONS, **QUIET, "LD_PRELOAD": libraries}
+    command = [*_fixed_addresses(), sys.executable, *command]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @lru_cache

@@ -312,6 +312,30 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_images_that_vanish_are_one_line_and_the_last_save_is_gone_on_from(
+    small, tmp_path, monkeypatch, capsys
+):
+    mine, kept, out = tmp_path / "small", tmp_path / "kept", tmp_path / "run"
+    shutil.copytree(small, mine)
+    save = launch.Trainer.save_checkpoint
+
+    def save_and_lose_the_images(trainer):
+        made = save(trainer)
+        if trainer.progress.stage == "fine" and not kept.exists():
+            (mine / "scene" / "images").rename(kept)
+        return made
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(launch.Trainer, "save_checkpoint", save_and_lose_the_images)
+        cli(lambda _: train(mine, out, "--cache", "none"))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and str(mine / "scene" / "images") in line
+    assert latest_checkpoint(out) == checkpoints(out)[-1]
+    kept.rename(mine / "scene" / "images")
+    assert train(mine, out, "--cache", "none", "--resume") == 0
+
+
 def test_two_trainings_do_not_share_a_run_folder(small, tmp_path, capsys):
     out = tmp_path / "run"
     train(small, out)
