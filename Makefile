@@ -1,7 +1,7 @@
 # MoE-GS Studio: thin over script/bootstrap.py, which sets everything up. `make` prints help.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo demo-static test lint format lpips clean clean-all
+.PHONY: help setup setup-dev demo demo-static demo-moe test lint format lpips clean clean-all
 
 PYTHON ?= python3
 TORCH ?=
@@ -13,13 +13,16 @@ BOOTSTRAP = $(PYTHON) script/bootstrap.py
 # The Python that everything runs in: the active environment's, or .venv's.
 RUN = "$(shell $(BOOTSTRAP) --print-python)"
 # A finished demo is not trained again, an interrupted one goes on; FORCE=1 starts anew.
-TRAIN_DEMO = train_emb.py -s demo/scene --configs arguments_MoDE/demo/demo.py $(if $(FORCE),--overwrite,--resume)
+TRAIN_DEMO = train_emb.py -s demo/scene --configs arguments_MoDE/demo/demo.py $(AGAIN)
 # Trains into $(1) with the further flags $(2); the program's own messages speak of flags, not of make.
 define train
 @echo '$(RUN) $(TRAIN_DEMO) --expname "$(1)" $(2)'
 @$(RUN) $(TRAIN_DEMO) --expname "$(1)" $(2) || { code=$$?; [ $$code -ne 2 -o -n "$(FORCE)" ] || \
 	echo "If the settings have changed since it was trained: make $@ FORCE=1" >&2; exit $$code; }
 endef
+
+AGAIN = $(if $(FORCE),--overwrite,--resume)
+DEMO_MOE = --expname "$(DEMO)_moe" --configs arguments_MoDE/moe/demo.py
 
 help:  ## this list
 	@echo "MoE-GS Studio. Targets:"
@@ -43,6 +46,11 @@ demo-static: setup  ## the same with deformation switched off, beside the demo's
 	$(RUN) render_emb.py --model_path "$(DEMO)_static" --skip_train --skip_video --skip_existing
 	@if [ -d "$(DEMO)/test" ]; then set -- "$(DEMO)"; fi; \
 	$(RUN) script/show_metrics.py "$$@" "$(DEMO)_static"
+
+demo-moe: setup  ## trains three models and the router that mixes them, renders, prints metrics
+	$(RUN) train_moe.py experts $(DEMO_MOE) -s demo/scene $(AGAIN)
+	$(RUN) train_moe.py router $(DEMO_MOE) $(AGAIN)
+	$(RUN) render_moe.py --model_path "$(DEMO)_moe" --skip_train --skip_video
 
 test: setup-dev  ## sets up and runs the tests
 	@$(RUN) -m pytest $(PYTEST)

@@ -64,7 +64,7 @@ def test_the_static_run_stands_beside_the_demo_if_there_is_one(clone, trained):
     assert show[1:] == ["my runs/one"] * trained + ["my runs/one_static"]
 
 
-@pytest.mark.parametrize("target", ["demo", "demo-static"])
+@pytest.mark.parametrize("target", ["demo", "demo-static", "demo-moe"])
 def test_a_run_that_was_refused_is_told_how_to_start_anew(clone, target):
     done = make(clone, target, code=2)
     assert done.returncode != 0

@@ -31,3 +31,9 @@ ExpertParams = dict(
         ),
     ),
 )
+
+RouterParams = dict(
+    router_iterations=400,  # published: 5000, for clips of 300 frames
+    temperature_init=0.3,
+    temperature_final=0.3,
+)
