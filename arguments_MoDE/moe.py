@@ -54,6 +54,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "save_iterations": (1, 1e9),
     "checkpoint_iterations": (1, 1e9),
     "iteration": (-1, 1e9),
+    "video_frames": (0, 1e6),
+    "cache_gb": (0, 1e6),
 }
 
 
@@ -246,11 +248,16 @@ def router_params(saved: dict[str, Any], where: object) -> RouterParams:
     wrong = sorted(set(settings) ^ set(saved))
     if wrong:
         raise UserError(f"{where}: setting {wrong[0]} is missing or unknown: train the router anew")
+    params = RouterParams()
+    for name, value in saved.items():
+        try:
+            setattr(params, name, accept(settings[name], value))
+        except TypeError as error:
+            raise UserError(f"{where}: {name} {error}") from None
     try:
-        params = RouterParams(**{k: accept(settings[k], v) for k, v in saved.items()})
-    except TypeError as error:
-        raise UserError(f"{where}: a setting {error}") from None
-    check_ranges(vars(params))
+        check_ranges(vars(params))
+    except UserError as error:
+        raise UserError(f"{where}: {error}; restore the file or train the router anew") from None
     return params
 
 
