@@ -34,13 +34,14 @@ from training.checkpoint import (
     recover,
     saved_iterations,
 )
-from training.launch import check_apart, check_writable, choose_device, is_run, set_precision
+from training.launch import check_apart, check_writable, is_run, set_precision
 from training.losses import photometric, to_float
 from training.moe.files import (
     Member,
     MoERun,
     check_scene,
     check_untouched,
+    device_of,
     load_moe,
     router_folder,
 )
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = _starting_point(arguments, config, record)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    device = device_of(arguments.device, teacher.runs, quiet=arguments.quiet)
     set_precision(config)
     torch.manual_seed(config.model.seed)
     scene = load_scene(config.model)

@@ -32,6 +32,7 @@ from arguments_MoDE.moe import RouterParams, as_dict, router_params
 from scene import Scene
 from scene.moe_gs import MoEGS
 from training.checkpoint import Run, load_run, model_folder, read_versioned, saving
+from training.launch import choose_device
 from utils.errors import UserError, brief
 from utils.files import atomic_file
 from utils.verify import check_file, digest, write_sealed
@@ -188,6 +189,12 @@ def check_same_scene(runs: Mapping[str, Run]) -> None:
                     f"expert {name}: trained on {other} {key}, expert {first} on {one}; a MoE "
                     f"blends experts of one scene"
                 )
+
+
+def device_of(name: str, runs: Mapping[str, Run], *, quiet: bool = False) -> str:
+    """The device that every expert can compute on; see `training.launch.choose_device`."""
+    devices = {choose_device(name, run.config, quiet=quiet) for run in runs.values()}
+    return devices.pop() if len(devices) == 1 else "cpu"
 
 
 def check_scene(runs: Mapping[str, Run], scene: Scene) -> None:

@@ -42,7 +42,6 @@ from training.evaluation import evaluate_views, evenly_spaced, measure_fps
 from training.launch import (
     check_apart,
     check_writable,
-    choose_device,
     is_run,
     set_precision,
 )
@@ -51,6 +50,7 @@ from training.moe.files import (
     MoERun,
     check_scene,
     check_untouched,
+    device_of,
     folder_bytes,
     load_moe,
     router_folder,
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = _starting_point(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device, run.config, quiet=arguments.quiet)
+    device = device_of(arguments.device, run.runs, quiet=arguments.quiet)
     set_precision(run.config)
     run.model.to(device)
     if arguments.source_path:

@@ -32,13 +32,14 @@ from training.checkpoint import (
     recover,
     save_state,
 )
-from training.evaluation import evaluate_views
-from training.launch import check_apart, check_writable, choose_device, is_run, set_precision
+from training.evaluation import evaluate_views, together
+from training.launch import check_apart, check_writable, is_run, set_precision
 from training.losses import CameraColors, photometric
 from training.moe.files import (
     Member,
     build,
     check_scene,
+    device_of,
     load_experts,
     load_members,
     load_moe,
@@ -73,6 +74,27 @@ class Progress:
     iteration: int = 0
     seconds: float = 0.0  # of training, without evaluation and saving
     smooth: dict[str, float] = field(default_factory=dict)  # running means for the bar
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """Views of a batch of one size, and what came out."""
+
+    images: Tensor  # (B, 3, H, W), in the cameras' colours
+    targets: Tensor  # (B, 3, H, W) uint8
+    mask: Tensor | None  # (B, 1, H, W) bool, the pixels that count; None: all
+    gates: Tensor  # (B, E, H, W)
+    loss: Tensor  # the mean over their pixels
+
+
+def _numbers(loss: Tensor, shots: Sequence[_Shot]) -> dict[str, float]:
+    ratios = [psnr(s.images.detach(), s.targets, s.mask).view(-1) for s in shots]
+    decided = [s.gates.detach().amax(1).flatten() for s in shots]
+    return {
+        "loss": float(loss.detach()),
+        "psnr": float(torch.cat(ratios).nanmean()),
+        "largest_gate": float(torch.cat(decided).mean()),
+    }
 
 
 class RouterTrainer:
@@ -137,18 +159,22 @@ class RouterTrainer:
             group["lr"] = rate_at(rate, iteration, self.params.router_iterations)
         batch = self.sampler.next()
         self.targets.expect([*batch, *self.sampler.coming()])
-        blend = self._blend(batch, iteration)
-        targets, mask = self.targets.take(batch)
-        targets = targets.permute(0, 3, 1, 2)
-        images = self._in_camera_colors(blend.images, batch)
-        loss = self.scale * sum(photometric(images, targets, self.loss, mask).values())
+        shots = [
+            self._shot([batch[i] for i in rows], iteration) for rows in together(batch, len(batch))
+        ]
+        total = sum(shot.images.numel() for shot in shots)
+        loss = sum(shot.images.numel() / total * shot.loss for shot in shots)
         self._step(loss, batch, iteration)
         self.progress.iteration = iteration
-        if iteration % LOG_INTERVAL:
-            return {}
-        decided = blend.gates.detach().amax(1).mean()
-        ratio = psnr(images.detach(), targets, mask).nanmean()
-        return {"loss": float(loss.detach()), "psnr": float(ratio), "largest_gate": float(decided)}
+        return {} if iteration % LOG_INTERVAL else _numbers(loss, shots)
+
+    def _shot(self, views: list[View], iteration: int) -> _Shot:
+        blend = self._blend(views, iteration)
+        targets, mask = self.targets.take(views)
+        targets = targets.permute(0, 3, 1, 2)
+        images = self._in_camera_colors(blend.images, views)
+        loss = self.scale * sum(photometric(images, targets, self.loss, mask).values())
+        return _Shot(images, targets, mask, blend.gates, loss)
 
     def _blend(self, batch: list[View], iteration: int) -> Blend:
         temperature = training_temperature(self.params, iteration)
@@ -343,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if _is_begun(arguments):
         _check_same(arguments, members)
     config = next(iter(runs.values())).config
-    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    device = device_of(arguments.device, runs, quiet=arguments.quiet)
     set_precision(config)
     if arguments.source_path:
         config.model.source_path = arguments.source_path
@@ -387,14 +413,17 @@ def _start_from(
             f"--start_router {start}: its router is {params.router}, "
             f"--router is {arguments.params.router}"
         )
-    hashes = {member.name: member.sha256 for member in before}
-    for member in members:
-        if hashes.get(member.name) != member.sha256:
+    names, ours = [m.name for m in before], [m.name for m in members]
+    if names != ours:
+        raise UserError(
+            f"--start_router {start}: its experts are {', '.join(names)}, not {', '.join(ours)}: "
+            f"name the same with --experts, in this order"
+        )
+    for old, new in zip(before, members, strict=True):
+        if old.sha256 != new.sha256:
             raise UserError(
-                f"--start_router {start}: expert {member.name} is not the one at {member.path}"
+                f"--start_router {start}: expert {new.name} is not the one at {new.path}"
             )
-    if len(before) != len(members):
-        raise UserError(f"--start_router {start}: it has {len(before)} experts, not {len(members)}")
     model.router.load_state_dict(load_moe(start).model.router.state_dict())
 
 

@@ -22,12 +22,14 @@ import train_moe
 from arguments_MoDE.config import RouterParams
 from scene import load_scene
 from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe
+from training import launch
 from training.checkpoint import load_run
 from training.moe import files
 from training.moe.files import (
     Member,
     build,
     check_scene,
+    device_of,
     load_experts,
     load_moe,
     named_folders,
@@ -232,6 +234,20 @@ def test_an_expert_that_is_not_finished_is_refused(copy):
     path.write_text(path.read_text().replace(f'"iterations": {ITERATION}', '"iterations": 99'))
     with pytest.raises(UserError, match=f"expert {NAMES[0]}: .*{ITERATION} of 99; finish it"):
         load_experts(named_folders([], copy), "cpu")
+
+
+def test_the_device_is_one_that_every_expert_has(made, monkeypatch):
+    """A package without CUDA kernels that only the second one needs keeps all on the CPU."""
+    runs = load_moe(made).runs
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    lacking = {NAMES[0]: [], NAMES[1]: ["hash_encoder"]}
+    of = {id(run.config): lacking[name] for name, run in runs.items()}
+    monkeypatch.setattr(launch, "_without_kernels", lambda config: of[id(config)])
+    assert device_of("auto", runs, quiet=True) == "cpu"
+    with pytest.raises(UserError, match="--device cuda: built without CUDA kernels: hash_encoder"):
+        device_of("cuda", runs)
+    lacking[NAMES[1]].clear()
+    assert device_of("auto", runs) == "cuda" and device_of("cpu", runs) == "cpu"
 
 
 # ---- damage -------------------------------------------------------------------------------------

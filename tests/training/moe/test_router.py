@@ -129,6 +129,42 @@ def test_the_loss_is_l1_and_dssim_in_their_shares(tmp_path):
     assert seen["loss"].item() == pytest.approx(written.item(), rel=1e-4)
 
 
+def test_views_of_different_sizes_share_a_batch(tmp_path):
+    """A rig's cameras may differ; every pixel counts alike."""
+    world, small = tiny.scene(), tiny.Images(seed=4)
+    small.pixels = small.pixels[:, :, :12, :16].contiguous()
+    lens = replace(tiny.camera(2), width=16, height=12, cx=8.0, cy=6.0)
+    world.train[:] = [
+        replace(v, camera=lens, store=small) if v.camera_index == 2 else v for v in world.train
+    ]
+    params = RouterParams(router_lambda_dssim=0.0, router_batch_size=2, temperature="published")
+    trainer = router_trainer(tmp_path, tiny_moe.scatter(mixture()), world, params)
+    seen = {}
+    trainer._step = lambda loss, batch, iteration: seen.update(loss=loss, batch=batch)
+    trainer.iterate()
+    errors = []
+    for view in seen["batch"]:
+        image = trainer.model([view.camera], view.time, torch.ones(3), 0.01).images[0]
+        errors.append((image - view.image().permute(2, 0, 1) / 255).abs().flatten())
+    assert sorted(map(len, errors)) == [3 * 16 * 12, 3 * 24 * 16]
+    assert seen["loss"].item() == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+
+
+def test_pixels_that_do_not_count_teach_nothing(tmp_path):
+    ends = []
+    for shade in (0, 255):
+        world = tiny.scene()
+        store = world.train[0].store
+        store.masks = torch.ones(store.pixels.shape[:-1], dtype=torch.bool)
+        store.masks[..., :12] = False
+        store.pixels[..., :12, :] = shade
+        trainer = router_trainer(tmp_path / str(shade), mixture(), world)
+        for _ in range(3):
+            trainer.iterate()
+        ends.append(trainer.model.router.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_temperatures():
     annealed = RouterParams(router_iterations=100, temperature_init=2.0, temperature_final=0.02)
     assert training_temperature(annealed, 0) == pytest.approx(2)
@@ -459,6 +495,12 @@ def test_a_router_begins_with_anothers_weights(pair, tmp_path, capsys):
     assert "no moe.json" in fails(
         capsys, lambda: command(tmp_path / "x", pair, "--start_router", str(pair))
     )
+    line = flags(tmp_path / "x", pair, "--start_router", str(first))
+    at = line.index("--experts") + 1
+    line[at : at + 2] = line[at : at + 2][::-1]  # the pixel router's networks go by the order
+    said = fails(capsys, lambda: train_moe.main(line))
+    assert f"its experts are {', '.join(NAMES)}, not {', '.join(NAMES[::-1])}" in said
+    assert not (tmp_path / "x").exists()
 
 
 def test_settings_are_saved_as_they_were_given(pair, tmp_path):
