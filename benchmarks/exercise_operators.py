@@ -107,6 +107,35 @@ def _draw(
     differentiate([out.color, out.alpha, out.depth], list(leaves.values()))
 
 
+def layers(device: str) -> None:
+    """Features beside colours; layers, some empty, with transmittances of their own and shared."""
+    from diff_gaussian_rasterization import rasterize
+
+    scene = scenes.n3v(301, (70, 45), views=1)
+    random = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        camera = {k: t.to(device, dtype) for k, t in scene.cameras()[0].items()}
+        for features, counts, shared in (
+            (3, None, False),
+            (3, [100, 0, 201], False),
+            (3, [100, 0, 201], True),
+            (13, [1] * 301, False),
+        ):
+            tensors = scene.gaussians | {"features": torch.rand(1, 301, features, generator=random)}
+            leaves = leaves_of(tensors, device, dtype)
+            options = dict(width=scene.width, height=scene.height, layers=counts)
+            background = torch.ones(3 + features, device=device, dtype=dtype)
+            out = rasterize(
+                **leaves, **camera, **options, background=background, shared_transmittance=shared
+            )
+            differentiate([out.color, out.alpha, out.depth], list(leaves.values()))
+            frozen = {n: t if n == "features" else t.detach() for n, t in leaves.items()}
+            out = rasterize(
+                **frozen, **camera, **options, background=background, shared_transmittance=shared
+            )
+            differentiate([out.color], [frozen["features"]])
+
+
 def visibility(device: str) -> None:
     """The published interface's other function."""
     from diff_gaussian_rasterization import mark_visible
@@ -206,7 +235,7 @@ def photometric(device: str) -> None:
 
 # Native package -> its exercises. A package of `submodules` that is not here is an error.
 EXERCISES: dict[str, list[Callable[[str], None]]] = {
-    "diff-gaussian-rasterization": [rasteriser, visibility],
+    "diff-gaussian-rasterization": [rasteriser, layers, visibility],
     "hexplane-encoder": [hexplane],
     "hash-encoder": [hash_grid],
     "simple-knn": [neighbours],

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arguments_MoDE.cli import parse_rendering
-from evaluation.sources import FolderSource, Item, RunSource, Source
+from evaluation.sources import FolderSource, Item, MoESource, RunSource, Source
 from scene import load_scene
 from scene.experts import REGISTRY
 from training.checkpoint import load_run
 from training.launch import choose_device, set_precision
+from training.moe.files import check_scene, load_moe
 from utils.errors import UserError
 from utils.images import SUFFIXES, check_image, natural_key
 
@@ -29,6 +30,8 @@ def open_run(
     Raises:
         UserError: it is none, is damaged, or holds out no views.
     """
+    if (folder / "moe.json").is_file():
+        return _open_moe(folder, label, iteration, device, source_path, quiet)
     argv = ["--model_path", str(folder), "--iteration", str(iteration), "--device", device]
     argv += ["--source_path", source_path] if source_path else []
     arguments = parse_rendering(argv, "evaluate.py", "", tuple(REGISTRY))
@@ -39,6 +42,21 @@ def open_run(
     if not scene.test:
         raise UserError(f"{scene.source_path} holds out no views, so that {folder} has no test set")
     return RunSource(label, run, scene)
+
+
+def _open_moe(
+    folder: Path, label: str, iteration: int, device: str, source_path: str | None, quiet: bool
+) -> MoESource:
+    run = load_moe(folder, iteration)
+    run.model.to(choose_device(device, run.config, quiet=quiet))
+    set_precision(run.config)
+    settings = run.config.model
+    settings.source_path = str(Path(source_path or settings.source_path).expanduser().absolute())
+    scene = load_scene(settings)
+    check_scene(run.runs, scene)
+    if not scene.test:
+        raise UserError(f"{scene.source_path} holds out no views, so that {folder} has no test set")
+    return MoESource(label, run, scene)
 
 
 def open_rendered(folder: Path, label: str, device: str) -> FolderSource:
@@ -197,7 +215,7 @@ def _are_numbered(stems: Sequence[str]) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Whether it looks like a run folder."""
-    return (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in ("config.json", "moe.json"))
 
 
 def is_rendered(folder: Path) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor
 from scene import Scene, View
 from training.checkpoint import Run
 from training.evaluation import TOGETHER, ViewRenderer, finite, refuse_unless, together
+from training.moe.files import MoERun
+from training.moe.views import MoEViewRenderer
 from utils.images import read_image
 
 
@@ -135,12 +137,15 @@ class RunSource:
             UserError: the model renders what is not finite.
         """
         views = [self.scene.test[index] for index in chosen]
-        renderer = ViewRenderer(self.run.model, self.scene, self.run.iteration)
+        renderer = self._renderer()
         groups = sorted(together(views, TOGETHER), key=lambda group: views[group[0]].time)
         for group in groups:
             images = renderer.together([views[i] for i in group])
             refuse_unless(finite(images), [views[i] for i in group])
             yield from zip((chosen[i] for i in group), images, strict=True)
+
+    def _renderer(self) -> ViewRenderer | MoEViewRenderer:
+        return ViewRenderer(self.run.model, self.scene, self.run.iteration)
 
     def target(self, index: int) -> Tensor:
         """See `Source.target`."""
@@ -149,6 +154,35 @@ class RunSource:
     def mask(self, index: int) -> Tensor | None:
         """See `Source.mask`."""
         return self.scene.test[index].mask()
+
+
+@dataclass
+class MoESource(RunSource):
+    """The same of a mixture of models, as `render_moe.py` draws it with all of its experts."""
+
+    run: MoERun
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(iter(self.run.runs.values())).model.gaussians.xyz.device
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the numbers are of."""
+        runs = self.run.runs
+        return {
+            "run": str(self.run.model_path),
+            "iteration": self.run.iteration,
+            "scene": str(self.scene.source_path),
+            "experts": list(runs),
+            "gaussians": sum(len(part.model.gaussians) for part in runs.values()),
+            "training_seconds": self.run.training_seconds
+            + sum(part.training_seconds for part in runs.values()),
+        }
+
+    def _renderer(self) -> ViewRenderer | MoEViewRenderer:
+        return MoEViewRenderer(self.run.model, self.scene, self.run.params)
 
 
 def _still_clips(views: Sequence[View]) -> dict[int, str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diff_gaussian_rasterization import rasterize
 from scene.cameras import Camera
+
+_ATTRIBUTES = ("means", "log_scales", "quaternions", "opacity_logits", "sh")
 
 
 class Gaussians(Protocol):
@@ -90,8 +92,9 @@ def render_layers(
 ) -> LayersOutput:
     """Renders E sets of Gaussians (layers) apart from each other, from B cameras of equal size.
 
-    Each layer is drawn as `render` draws it alone, and with the same geometry and weights its
-    ``features``. Gradients reach all attributes and the features.
+    Each layer is drawn as `render` draws it alone, and beside its colours, with the same weights,
+    its ``features``: all in one pass of the rasteriser. Gradients reach all attributes and the
+    features; where only features want them, the geometry's are not computed.
 
     Args:
         gaussians: E sets of N_e Gaussians, of any numbers, 0 too. Where the sets have different
@@ -108,48 +111,46 @@ def render_layers(
         ValueError: if the cameras differ in size, or the features do not fit the Gaussians.
     """
     _check_layers(gaussians, features)
-    if shared_transmittance:
-        raise NotImplementedError("shared transmittance")
-    outputs = []
-    for layer in gaussians:
-        degree = min(sh_degree, math.isqrt(layer.sh.shape[1]) - 1)
-        outputs.append(render(cameras, layer, background, degree))
-    splatted = None
-    if features is not None:
-        pairs = zip(gaussians, features, strict=True)
-        splatted = torch.stack([_features(cameras, *pair) for pair in pairs], 1)
-    return LayersOutput(
-        torch.stack([out.images for out in outputs], 1),
-        splatted,
-        torch.stack([out.alpha for out in outputs], 1),
-        torch.stack([out.depth for out in outputs], 1),
-        torch.cat([out.radii for out in outputs], 1),
+    means = gaussians[0].means
+    rows = max(layer.sh.shape[1] for layer in gaussians)
+    out = rasterize(
+        [layer.means[None] for layer in gaussians],
+        [layer.opacity_logits[None] for layer in gaussians],
+        shs=[_with_rows(layer.sh, rows)[None] for layer in gaussians],
+        features=None if features is None else [values[None] for values in features],
+        scales=[layer.log_scales[None] for layer in gaussians],
+        rotations=[layer.quaternions[None] for layer in gaussians],
+        raw=True,
+        background=F.pad(
+            background.to(means), (0, 0 if features is None else features[0].shape[1])
+        ),
+        sh_degree=sh_degree,
+        shared_transmittance=shared_transmittance,
+        **_camera_arguments(cameras, means),
     )
+    images, splatted = out.color[:, :, :3], None if features is None else out.color[:, :, 3:]
+    if not any(getattr(layer, name).requires_grad for layer in gaussians for name in _ATTRIBUTES):
+        images = images.detach()  # or autograd would make zeros of a gradient that nothing wants
+    return LayersOutput(images, splatted, out.alpha, out.depth, out.radii)
+
+
+def _with_rows(sh: Tensor, rows: int) -> Tensor:
+    """Harmonics (N, M, 3) with zeros up to ``rows``."""
+    return sh if sh.shape[1] == rows else F.pad(sh, (0, 0, 0, rows - sh.shape[1]))
 
 
 def _check_layers(gaussians: Sequence[Gaussians], features: Sequence[Tensor] | None) -> None:
     if not gaussians:
         raise ValueError("there are no layers to render")
     counts = [len(layer.means) for layer in gaussians]
-    if features is not None and [len(values) for values in features] != counts:
+    if features is None:
+        return
+    shapes = [tuple(values.shape) for values in features]
+    widths = {shape[1:] for shape in shapes}
+    if [shape[:1] for shape in shapes] != [(n,) for n in counts] or len(widths) != 1:
         raise ValueError(
-            f"features must be one (N, F) for each layer, with N = {counts}, not "
-            f"{[tuple(values.shape) for values in features]}"
+            f"features must be one (N, F) for each layer, with N = {counts}, not {shapes}"
         )
-
-
-def _features(cameras: Sequence[Camera], gaussians: Gaussians, features: Tensor) -> Tensor:
-    """(B, F, H, W): features (N, F) blended over 0."""
-    return rasterize(
-        gaussians.means[None],
-        gaussians.opacity_logits[None],
-        colors=features[None],
-        scales=gaussians.log_scales[None],
-        rotations=gaussians.quaternions[None],
-        raw=True,
-        background=features.new_zeros(features.shape[1]),
-        **_camera_arguments(cameras, gaussians.means),
-    ).color
 
 
 def _camera_arguments(cameras: Sequence[Camera], like: Tensor) -> dict:

@@ -14,7 +14,7 @@ from PIL import Image
 import render_moe
 import tiny_moe
 from scene import load_scene
-from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe, needs_shared_transmittance
+from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe
 from training.evaluation import ViewRenderer, evaluate_views
 from training.gates import expert_colors
 from training.moe.files import load_moe
@@ -181,9 +181,7 @@ def test_the_experts_folder_of_an_older_rendering_is_replaced(copy):
     assert [p.name for p in folder.iterdir()] == [NAMES[0]]
 
 
-@pytest.mark.parametrize(
-    "router", ["pixel", pytest.param("volume", marks=needs_shared_transmittance)]
-)
+@pytest.mark.parametrize("router", ["pixel", "volume"])
 def test_the_ablations_are_rendered_alike(source, tmp_path, router):
     folder = moe(tmp_path / "moe", source, router=router)
     assert render(folder, *QUICK) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import train_moe
 from training.checkpoint import load_run, saved_iterations
 from training.moe.files import load_moe
 from utils.errors import cli
+from utils.interrupts import Interrupted
 
 SMALL = ["-r", "64", "-d", "4", "--max_points", "300", "--densify_until_iter", "0", "--quiet"]
 SHORT = ["--coarse_iterations", "2", "--iterations", "4", "--device", "cpu"]
@@ -140,6 +142,19 @@ def test_commands_and_help(capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in train_moe.COMMANDS)
     assert "did you mean 'experts'" in fails(capsys, lambda: train_moe.main(["expert"]))
+
+
+def test_ctrl_c_ends_all_members_with_the_code_of_shells(source, tmp_path, monkeypatch):
+    begun = []
+
+    def interrupted(arguments) -> None:
+        begun.append(arguments)
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("training.moe.experts.train_run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli(lambda _: train(source, tmp_path / "out", *PAIR))
+    assert stop.value.code == 130 and len(begun) == 1
 
 
 # ---- all of it ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ ExpertParams = dict(
         OptimizationParams=dict(
             position_lr_init=1e-3,  # published: 1.6e-4, for runs twenty times as long
             position_lr_final=1e-5,
-            movelr=5.0,
+            movelr=16.0,  # in all the same rate as 100 of that
         ),
         ModelMotionParams=dict(
             trbf_spread=True,

@@ -50,6 +50,7 @@ BENCHMARKS = {
         ("--scene", "n3v", "--size", "1352x1014"),
         ("--runs", "1", "--count", "2000", "--size", "96x64"),
     ),
+    "single-pass": Benchmark("single_pass.py", (), ("--repeats", "1", "--case", "demo")),
     "train": Benchmark(
         "train_n3v_sized.py",
         (*N3V_CLIP, "--batch", "2", "--iterations", "200"),

@@ -19,6 +19,7 @@ from benchmarks import (
     rasterizer_gsplat,
     rasterizer_profile,
     scenes,
+    single_pass,
 )
 from diff_gaussian_rasterization import RasterOutput, rasterize, reference
 
@@ -146,6 +147,35 @@ def test_the_profile_has_a_row_for_each_operator(monkeypatch, capsys):
     names = [row["name"] for row in found["kernels"]]
     assert "_Rasterize" in names and "_RasterizeBackward" in names
     assert sum(row["us"] for row in found["kernels"]) == pytest.approx(found["total_us"], abs=0.1)
+
+
+def test_the_ways_to_draw_several_experts_draw_the_same(monkeypatch):
+    monkeypatch.setitem(single_pass.CASES, "demo", (400, (64, 48)))
+    experts = single_pass.experts("demo", [], "cpu")
+    (single,) = single_pass.single(experts)
+    (joined,), (shared,) = single_pass.joined(experts), single_pass.shared(experts)
+    separate, calls = single_pass.separate(experts), single_pass.two_calls(experts)
+    for k in range(single_pass.EXPERTS):
+        assert torch.equal(single.color[:, k], separate[k].color)
+        assert torch.equal(joined.color[:, k], separate[k].color)
+        apart = torch.cat([calls[2 * k].color, calls[2 * k + 1].color], 1)
+        assert torch.equal(single.color[:, k], apart)
+        assert float(single.color[:, k].abs().max()) > 0.1
+    assert shared.color.shape == single.color.shape
+    assert float((shared.alpha - single.alpha).min()) < -0.1
+
+
+@pytest.mark.parametrize(("pass_", "wanted"), [("image", 0), ("router", 3), ("all", 18)])
+def test_the_single_pass_is_compared_with_the_others(pass_, wanted, monkeypatch, capsys):
+    monkeypatch.setitem(single_pass.CASES, "demo", (100, (48, 32)))
+    assert len(single_pass.experts("demo", single_pass.PASSES[pass_], "cpu").leaves) == wanted
+    flags = ["--case", "demo", "--pass", pass_, "--repeats", "1", "--threads", "1"]
+    _, found = printed(monkeypatch, capsys, single_pass, *flags)
+    (case,) = found["cases"]
+    assert case["name"] == f"demo/{pass_}" and set(case["ms"]) == set(single_pass.WAYS)
+    assert case["of_single"]["separate"] == pytest.approx(
+        case["ms"]["separate"] / case["ms"]["single"], abs=0.02
+    )
 
 
 def test_times_are_medians_in_turns():

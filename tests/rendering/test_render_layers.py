@@ -119,12 +119,37 @@ def features_alone(layer: Splats, features: Tensor) -> Tensor:
     ).color
 
 
+def test_with_a_shared_transmittance_layers_sum_to_the_render_of_all():
+    sets, features = layers()
+    out = render_layers(CAMERAS, sets, features, BACKGROUND, 2, shared_transmittance=True)
+    union = Splats(*(torch.cat([getattr(s, f.name) for s in sets]) for f in fields(Splats)))
+    whole = render(CAMERAS, union, BACKGROUND, 2)
+    assert torch.allclose(out.images.sum(1), whole.images, atol=1e-5)
+    assert torch.allclose(out.alpha.sum(1), whole.alpha, atol=1e-5)
+    assert torch.allclose(out.depth.sum(1), whole.depth, atol=1e-4)
+    blended = features_alone(union, torch.cat(features))
+    assert torch.allclose(out.features.sum(1), blended, atol=1e-4)
+
+
+def test_images_of_frozen_gaussians_take_no_gradient():
+    sets, features = layers()
+    weights = [f.requires_grad_() for f in features]
+    out = render_layers(CAMERAS, sets, weights, BACKGROUND, 2)
+    assert out.features.requires_grad and not out.images.requires_grad
+    sets[3].opacity_logits.requires_grad_()
+    assert render_layers(CAMERAS, sets, weights, BACKGROUND, 2).images.requires_grad
+    with torch.no_grad():
+        assert not render_layers(CAMERAS, sets, weights, BACKGROUND, 2).features.requires_grad
+
+
 def test_mistakes_are_named():
     sets, features = layers()
     with pytest.raises(ValueError, match="features"):
         render_layers(CAMERAS, sets, features[:2], BACKGROUND, 2)
     with pytest.raises(ValueError, match="features"):
         render_layers(CAMERAS, sets, features[::-1], BACKGROUND, 2)
+    with pytest.raises(ValueError, match="features"):
+        render_layers(CAMERAS, sets, [*features[:3], features[3][:, :1]], BACKGROUND, 2)
     with pytest.raises(ValueError, match="no layers"):
         render_layers(CAMERAS, [], [], BACKGROUND, 2)
     with pytest.raises(ValueError, match="one size"):

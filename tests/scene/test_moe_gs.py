@@ -10,7 +10,7 @@ from gaussian_renderer import render
 from scene.mixture import Splats
 from scene.moe_gs import MoEGS
 from scene.pixel_router import TIME, WEIGHT, gates_of, rays_of
-from tiny_moe import ITERATION, NAMES, mixture, needs_shared_transmittance, scatter
+from tiny_moe import ITERATION, NAMES, mixture, scatter
 from training.evaluation import ViewRenderer
 
 WHITE = torch.ones(3)
@@ -212,7 +212,6 @@ def test_rays_are_measured_from_the_scenes_centre():
 # ---- all experts' Gaussians as one set ----------------------------------------------------------
 
 
-@needs_shared_transmittance
 def test_the_volume_router_draws_all_gaussians_as_one_with_scaled_opacities():
     model = scatter(mixture("volume"))
     blend = model([CAMERAS[1]], 0.4, WHITE, 0.5)
@@ -233,7 +232,6 @@ def test_the_volume_router_draws_all_gaussians_as_one_with_scaled_opacities():
     assert all(p.grad is None for p in model.experts.parameters())
 
 
-@needs_shared_transmittance
 def test_with_one_transmittance_the_layers_add_up():
     """Equation 9 as written: with equal gates of 1 the sum is the render of all Gaussians."""
     model = scatter(mixture(shared_transmittance=True))

@@ -28,14 +28,7 @@ from utils.errors import cli
 ITERATION = 16  # at which the experts stopped
 NAMES = ("hexplane", "polynomial")
 COMMON = ["--device", "cpu", "--quiet"]
-needs_shared_transmittance = pytest.mark.xfail(
-    raises=NotImplementedError, strict=False, reason="the rasteriser has no shared transmittance"
-)
-ROUTERS = [
-    "volume_aware",
-    "pixel",
-    pytest.param("volume", marks=needs_shared_transmittance),
-]
+ROUTERS = ("volume_aware", "pixel", "volume")
 
 
 def scene_folder(folder: Path) -> Path:

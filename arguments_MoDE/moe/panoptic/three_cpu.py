@@ -20,6 +20,6 @@ MoEParams = dict(members=["hexplane", "hash", "keyframe"])
 ExpertParams = dict(
     keyframe=dict(
         OptimizationParams=dict(keyframe_lr=30.0),
-        ModelMotionParams=dict(keyframe_num=8),
+        ModelMotionParams=dict(keyframe_num=8, keyframe_opacity=True),
     ),
 )

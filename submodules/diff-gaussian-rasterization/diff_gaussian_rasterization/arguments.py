@@ -57,6 +57,19 @@ def check_sh(shs: Tensor, sh_degree: int, channels: int) -> None:
         )
 
 
+def check_features(features: Tensor | None, channels: int) -> None:
+    """Raises unless `features` (B, N, F) leave a channel of the background to the colours."""
+    if features is None:
+        return
+    if features.dim() != 3 or features.shape[2] == 0:
+        raise ValueError(f"features must have the shape (B, N, F), not {tuple(features.shape)}")
+    if features.shape[2] >= channels:
+        raise ValueError(
+            f"background has {channels} values, but must have those of the colours and of the "
+            f"{features.shape[2]} features"
+        )
+
+
 def check_size(width: int, height: int) -> None:
     """Raises unless the image has at least one pixel and its indices fit."""
     if not (0 < width <= 1 << 20 and 0 < height <= 1 << 20):

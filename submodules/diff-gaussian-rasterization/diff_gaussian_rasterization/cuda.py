@@ -61,25 +61,31 @@ class Call:
     """One render: its sizes, its inputs as the kernels take them, and where to launch."""
 
     def __init__(self, gpu: Gpu, settings: Any, tensors: tuple[Tensor | None, ...]) -> None:
-        """Tensors: means, opacities, shs, colors, scales, rotations, cov3Ds, the camera's four,
-        background; they must outlive this object."""
-        means, _, shs = tensors[:3]
+        """Tensors: means, opacities, shs, colors, features, scales, rotations, cov3Ds, the camera's
+        four, background, layer starts; they must outlive this object."""
+        means, _, shs, _, features = tensors[:5]
+        views, gaussians, planes = tensors[8].shape[0], means.shape[1], tensors[12].shape[0]
+        extras = 0 if features is None else features.shape[2]
+        layers, shared = len(settings.layers or [0]), settings.shared
         self.gpu, self.means, self.settings = gpu, means, settings
-        self.views, self.gaussians = tensors[7].shape[0], means.shape[1]
-        self.channels = tensors[11].shape[0]
-        self.features = self.channels + 1
-        self.splats = self.views * self.gaussians
+        self.splats = views * gaussians
+        # Of a pixel: colours, further features, depth; if layers share their transmittance, the
+        # same and alpha for each.
+        self.sums = layers * (planes + 2) if shared else planes + 1
         tiles_x, tiles_y = -(-settings.width // 16), -(-settings.height // 16)
-        self.tiles = self.views * tiles_x * tiles_y
+        self.tiles = views * (1 if shared else layers) * tiles_x * tiles_y
         self.suffix = "f32" if means.dtype == torch.float32 else "f64"
         sizes = (
             settings.width,
             settings.height,
             settings.sh_degree,
             0 if shs is None else shs.shape[2],
-            self.views,
-            self.gaussians,
-            self.channels,
+            views,
+            gaussians,
+            planes - extras,
+            extras,
+            layers,
+            int(shared),
             int(settings.raw),
         )
         inputs = [strided(t) for t in tensors]
@@ -154,7 +160,8 @@ def backward(
 ) -> None:
     """Fills ``gradients`` from those of the images; each is a tensor or None: not wanted."""
     call = Call(gpu, settings, tensors)
-    stride = gpu.kernels.value_stride(call.features)
+    stride = gpu.kernels.value_stride(call.sums)
+    wanted = [strided(gradient) for gradient in gradients]
     values = call.empty(state.pairs.slots.shape[0], stride)
     call.launch(
         "blend_backward",
@@ -162,6 +169,7 @@ def backward(
         addresses(state.pairs),
         _most_buckets(call, state.pairs.slots.shape[0]),
         addresses(images),
+        wanted,
         addresses(state.kept),
         values.data_ptr(),
     )
@@ -171,7 +179,7 @@ def backward(
         addresses(state.splats),
         values.data_ptr(),
         sums.data_ptr(),
-        [strided(gradient) for gradient in gradients],
+        wanted,
     )
 
 
@@ -203,7 +211,7 @@ def _project(call: Call, radii: Tensor) -> Splats:
     kernels, wide, count = call.gpu.kernels, call.suffix == "f64", call.splats
     splats = Splats(
         geometry=call.empty(count, kernels.geometry_bytes(wide), dtype=torch.uint8),
-        features=call.empty(count, kernels.feature_stride(call.features)),
+        features=call.empty(count, kernels.feature_stride(call.sums)),
         footprints=call.empty(count, kernels.footprint_bytes(wide), dtype=torch.uint8),
         tiles=call.empty(count, dtype=torch.int32),
         first_slot=call.empty(count, dtype=torch.int32),
@@ -292,8 +300,8 @@ def _most_buckets(call: Call, pairs: int) -> int:
 
 def _empty_kept(call: Call, pairs: int) -> Kept:
     return Kept(
-        checkpoints=call.empty(_most_buckets(call, pairs), 1 + call.features, TILE_PIXELS),
-        final_sums=call.empty(call.tiles, call.features, TILE_PIXELS),
+        checkpoints=call.empty(_most_buckets(call, pairs), 1 + call.sums, TILE_PIXELS),
+        final_sums=call.empty(call.tiles, call.sums, TILE_PIXELS),
         final_transmittance=call.empty(call.tiles, TILE_PIXELS),
         last=call.empty(call.tiles, TILE_PIXELS, dtype=torch.int32),
     )

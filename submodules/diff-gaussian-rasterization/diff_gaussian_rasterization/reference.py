@@ -10,12 +10,14 @@ behaviour of its published rasteriser.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization.operator import RasterOutput
+from diff_gaussian_rasterization import layered
+from diff_gaussian_rasterization.operator import PerLayer, RasterOutput
 
 TILE = 16  # pixels
 NEAR = 0.2  # view-space z at or below which a Gaussian is culled
@@ -232,32 +234,117 @@ def render(
     background: Tensor,
     sh_degree: int,
     means2d: Tensor | None = None,
+    further: Tensor | None = None,
+    owners: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One view: color (C, H, W), alpha (1, H, W), depth (1, H, W), radii (N,) int32."""
+    """One view: color (C, H, W), alpha (1, H, W), depth (1, H, W), radii (N,) int32.
+
+    `further` (N, F) are channels beside the colours. With `owners` (N, E), ones where a Gaussian is
+    the layer's, images have the axis E in front, and share the transmittance.
+    """
     if shs is not None:
         colors = sh_colors(sh_degree, means, camera.position, shs)
         raw_finite = shs[:, : (sh_degree + 1) ** 2].isfinite().all(-1).all(-1)
     else:
         raw_finite = colors.isfinite().all(-1)
+    if further is not None:
+        colors = torch.cat([colors, further], -1)
+        raw_finite = raw_finite & further.isfinite().all(-1)
     finite = raw_finite & opacities[:, 0].isfinite() & means.isfinite().all(-1)
     splats = project(camera, means, cov, means2d)
     splats = splats._replace(visible=splats.visible & finite)
-    features = torch.cat([colors, splats.depth[:, None]], -1)
-    sums, transmittance = blend(camera, splats, opacities[:, 0], features)
-    color = sums[:-1] + transmittance * background[:, None, None]
     radii = torch.where(splats.visible, splats.radius.nan_to_num(), 0).to(torch.int32)
-    return color, 1 - transmittance[None], sums[-1:], radii
+    features = torch.cat([colors, splats.depth[:, None]], -1)
+    light = background[:, None, None]
+    if owners is None:
+        sums, transmittance = blend(camera, splats, opacities[:, 0], features)
+        return sums[:-1] + transmittance * light, 1 - transmittance[None], sums[-1:], radii
+    # Per layer its own sums: of the features, and of the weights, which are the layer's alpha.
+    features = torch.cat([features, torch.ones_like(features[:, :1])], -1)
+    spread = owners[:, :, None] * features[:, None]  # (N, E, C + 2)
+    sums, transmittance = blend(camera, splats, opacities[:, 0], spread.flatten(1))
+    sums = sums.unflatten(0, spread.shape[1:])
+    color = sums[:, :-2] + transmittance * light / owners.shape[1]
+    return color, sums[:, -1:], sums[:, -2:-1], radii
+
+
+def _owners(layers: Sequence[int], like: Tensor) -> Tensor:
+    """(N, E): 1 where Gaussian n is one of layer e."""
+    numbers = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor(list(layers)))
+    return torch.nn.functional.one_hot(numbers, len(layers)).to(like)
+
+
+def _draw(
+    gaussians: layered.Part,
+    owners: Tensor | None,
+    *,
+    viewmatrices: Tensor,
+    projmatrices: Tensor,
+    camposs: Tensor,
+    tanfov: Tensor,
+    width: int,
+    height: int,
+    background: Tensor,
+    sh_degree: int,
+    scale_modifier: float,
+    raw: bool,
+) -> RasterOutput:
+    """All views of Gaussians in one stack."""
+    gaussians = dict(gaussians)
+    if raw:
+        gaussians["opacities"] = gaussians["opacities"].sigmoid()
+        if gaussians["scales"] is not None:
+            gaussians["scales"] = gaussians["scales"].exp()
+            gaussians["rotations"] = torch.nn.functional.normalize(gaussians["rotations"], dim=-1)
+
+    def of(tensor: Tensor | None, v: int) -> Tensor | None:
+        return None if tensor is None else tensor[v if tensor.shape[0] > 1 else 0]
+
+    views = []
+    for v in range(viewmatrices.shape[0]):
+        camera = Camera(
+            of(viewmatrices, v), of(projmatrices, v), of(camposs, v), of(tanfov, v), width, height
+        )
+        own = {name: of(tensor, v) for name, tensor in gaussians.items()}
+        if own["cov3Ds"] is None:
+            cov = covariances(own["scales"], own["rotations"], scale_modifier)
+        else:
+            cov = unpack_covariances(own["cov3Ds"])
+        means, opacities, shs, colors = (
+            own[name] for name in ("means3D", "opacities", "shs", "colors")
+        )
+        views.append(
+            render(
+                *(camera, means, opacities, shs, colors, cov, background, sh_degree),
+                *(own["means2D"], own["features"], owners),
+            )
+        )
+    return RasterOutput(*(torch.stack(parts) for parts in zip(*views, strict=True)))
+
+
+def _one_by_one(gaussians: layered.Part, layers: Sequence[int], view: dict) -> RasterOutput:
+    """Every layer alone, then all images beside each other."""
+    pieces = {
+        name: [None] * len(layers) if t is None else t.split(list(layers), 1)
+        for name, t in gaussians.items()
+    }
+    alone = [
+        _draw({name: pieces[name][k] for name in pieces}, None, **view) for k in range(len(layers))
+    ]
+    images = [torch.stack(same, 1) for same in list(zip(*alone, strict=True))[:3]]
+    return RasterOutput(*images, torch.cat([out.radii for out in alone], 1))
 
 
 def rasterize(
-    means3D: Tensor,
-    opacities: Tensor,
+    means3D: PerLayer,
+    opacities: PerLayer,
     *,
-    shs: Tensor | None = None,
-    colors: Tensor | None = None,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3Ds: Tensor | None = None,
+    shs: PerLayer | None = None,
+    colors: PerLayer | None = None,
+    features: PerLayer | None = None,
+    scales: PerLayer | None = None,
+    rotations: PerLayer | None = None,
+    cov3Ds: PerLayer | None = None,
     viewmatrices: Tensor,
     projmatrices: Tensor,
     camposs: Tensor,
@@ -268,39 +355,26 @@ def rasterize(
     sh_degree: int = 0,
     scale_modifier: float = 1.0,
     raw: bool = False,
-    means2D: Tensor | None = None,
+    means2D: PerLayer | None = None,
+    layers: Sequence[int] | None = None,
+    shared_transmittance: bool = False,
     num_threads: int | None = None,
 ) -> RasterOutput:
     """The twin of `diff_gaussian_rasterization.rasterize`, argument for argument."""
     del num_threads
-    if raw:
-        opacities = opacities.sigmoid()
-        if scales is not None:
-            scales, rotations = scales.exp(), torch.nn.functional.normalize(rotations, dim=-1)
-
-    def of(tensor: Tensor | None, v: int) -> Tensor | None:
-        return None if tensor is None else tensor[v if tensor.shape[0] > 1 else 0]
-
-    views = []
-    for v in range(viewmatrices.shape[0]):
-        camera = Camera(
-            of(viewmatrices, v), of(projmatrices, v), of(camposs, v), of(tanfov, v), width, height
-        )
-        if cov3Ds is None:
-            cov = covariances(of(scales, v), of(rotations, v), scale_modifier)
-        else:
-            cov = unpack_covariances(of(cov3Ds, v))
-        views.append(
-            render(
-                camera,
-                of(means3D, v),
-                of(opacities, v),
-                of(shs, v),
-                of(colors, v),
-                cov,
-                background,
-                sh_degree,
-                of(means2D, v),
-            )
-        )
-    return RasterOutput(*(torch.stack(parts) for parts in zip(*views, strict=True)))
+    parts = layered.parts_of(
+        dict(means3D=means3D, means2D=means2D, opacities=opacities, shs=shs, colors=colors,
+             features=features, scales=scales, rotations=rotations, cov3Ds=cov3Ds)
+    )  # fmt: skip
+    layers = layered.counts_of(parts, layers, isinstance(means3D, Sequence))
+    gaussians = layered.joined(parts)
+    view = dict(
+        viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov,
+        width=width, height=height, background=background, sh_degree=sh_degree,
+        scale_modifier=scale_modifier, raw=raw,
+    )  # fmt: skip
+    if layers is None:
+        return _draw(gaussians, None, **view)
+    if shared_transmittance:
+        return _draw(gaussians, _owners(layers, gaussians["means3D"]), **view)
+    return _one_by_one(gaussians, layers, view)

@@ -1,4 +1,4 @@
-// Depth sort and tile lists: one stable global sort by depth, then a stable counting sort by tile.
+// Depth sort and tile lists: a stable sort by depth of each stack, then a stable counting sort by tile.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -19,17 +19,18 @@ struct KeyIndex {
   std::uint32_t key, index;
 };
 
-// Drawn splats in the order of their index.
+using Indices = std::vector<std::uint32_t>;
+
+// Drawn splats among [begin, end) in the order of their index.
 template <typename S>
-void list_drawn(const ViewState<S>& state, int n, std::vector<std::uint32_t>& order) {
-  order.clear();
-  for (int i = 0; i < n; ++i) {
+void list_drawn(const ViewState<S>& state, int begin, int end, Indices& order) {
+  for (int i = begin; i < end; ++i) {
     if (state.first_slot[i + 1] > state.first_slot[i]) order.push_back(i);
   }
 }
 
 // Stable least-significant-digit radix sort; depths are positive, so their bits sort as integers.
-void sort_by_depth(const Buffer<float>& depths, std::vector<std::uint32_t>& order) {
+void sort_by_depth(const Buffer<float>& depths, Indices& order) {
   std::vector<KeyIndex> items(order.size()), spare(order.size());
   std::vector<std::uint32_t> histogram(3 * kRadix, 0);
   for (std::size_t k = 0; k < order.size(); ++k) {
@@ -52,19 +53,37 @@ void sort_by_depth(const Buffer<float>& depths, std::vector<std::uint32_t>& orde
   for (std::size_t k = 0; k < order.size(); ++k) order[k] = items[k].index;
 }
 
-void sort_by_depth(const Buffer<double>& depths, std::vector<std::uint32_t>& order) {
+void sort_by_depth(const Buffer<double>& depths, Indices& order) {
   std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
     return depths[a] < depths[b];
   });
 }
 
-// The drawn splats front to back, cut into segments, at most one per thread.
+// The drawn splats stack by stack, each front to back, cut into segments, at most one per thread.
 struct Order {
-  std::vector<std::uint32_t> splats;
+  Indices splats;
   int segments;
   std::size_t begin(int segment) const { return splats.size() * segment / segments; }
   std::size_t end(int segment) const { return begin(segment + 1); }
 };
+
+template <typename S>
+Indices depth_order(const Inputs<S>& in, int threads, const Projected<S>& projected,
+                    const ViewState<S>& state) {
+  const int stacks = in.stacks();
+  std::vector<Indices> orders(stacks);
+  parallel_for(stacks, threads, [&](int stack, int) {
+    const bool all = stacks == 1;
+    list_drawn(state, all ? 0 : in.layer_start[stack],
+               all ? in.gaussians : in.layer_start[stack + 1], orders[stack]);
+    sort_by_depth(projected.depths, orders[stack]);
+  });
+  Indices joined = std::move(orders[0]);
+  for (int stack = 1; stack < stacks; ++stack) {
+    joined.insert(joined.end(), orders[stack].begin(), orders[stack].end());
+  }
+  return joined;
+}
 
 // Calls visit(i, slot, touch) for all tiles of all splats of a segment, front to back.
 template <typename S, typename Visit>
@@ -109,10 +128,8 @@ void place_segments(int segments, int tiles, std::vector<std::uint32_t>& cursor,
 template <typename S>
 void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
               ViewState<S>& state) {
-  const int tiles = in.tiles_x() * in.tiles_y();
-  Order order{{}, 1};
-  list_drawn(state, in.gaussians, order.splats);
-  sort_by_depth(projected.depths, order.splats);
+  const int tiles = in.tiles();
+  Order order{depth_order(in, threads, projected, state), 1};
   const int segments = std::min<int>(threads, 1 + int(order.splats.size() / kSegment));
   order.segments = segments;
 

@@ -1,14 +1,18 @@
 // Python bindings: tensors cross as DLPack arrays; nothing here knows of torch.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "light.h"
 #include "rasterizer.h"
@@ -52,74 +56,124 @@ const S* data_of(const MaybeArray<const S>& array) {
   return array ? array->data() : nullptr;
 }
 
+// means, opacities, sh, colors, features, scales, rotations, cov3d
+template <typename S>
+using PartTensors = std::array<MaybeArray<const S>, 8>;
+// means, means2d, opacities, sh, colors, features, scales, rotations, cov3d
+template <typename S>
+using PartGradients = std::array<MaybeArray<S>, 9>;
+
 // The inputs of one call; Python keeps it for the backward pass together with the tensors.
 template <typename S>
-Inputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier, bool raw,
-                      const Array<const S>& means, const Array<const S>& opacities,
-                      const MaybeArray<const S>& sh, const MaybeArray<const S>& colors,
-                      const MaybeArray<const S>& scales, const MaybeArray<const S>& rotations,
-                      const MaybeArray<const S>& cov3d, const Array<const S>& view,
-                      const Array<const S>& projection, const Array<const S>& position,
-                      const Array<const S>& tan_fov, const Array<const S>& background) {
+struct HostInputs {
+  Inputs<S> whole;
+  std::vector<Inputs<S>> parts;  // of each layer, or one
+
+  HostInputs() = default;
+  HostInputs(HostInputs&&) = default;
+  HostInputs(const HostInputs&) = delete;  // `whole` points into `parts`
+};
+
+// `in` with the tensors of a part.
+template <typename S>
+Inputs<S> with_tensors(Inputs<S> in, const PartTensors<S>& t) {
+  if (!t[0] || !t[1]) throw nb::value_error("means3D and opacities are missing");
+  in.gaussians = static_cast<int>(t[0]->shape(1));
+  in.sh_rows = t[2] ? static_cast<int>(t[2]->shape(2)) : 0;
+  const std::int64_t b = in.views, n = in.gaussians;
+  in.means = batched(t[0], b, 3 * n, "means3D");
+  in.opacities = batched(t[1], b, n, "opacities");
+  in.sh = batched(t[2], b, 3 * n * in.sh_rows, "shs");
+  in.colors = batched(t[3], b, n * in.channels, "colors");
+  in.extra = batched(t[4], b, n * in.extras, "features");
+  in.scales = batched(t[5], b, 3 * n, "scales");
+  in.rotations = batched(t[6], b, 4 * n, "rotations");
+  in.cov3d = batched(t[7], b, 6 * n, "cov3Ds");
+  return in;
+}
+
+template <typename S>
+HostInputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier, bool raw,
+                          bool shared, const std::vector<PartTensors<S>>& tensors,
+                          const Array<const S>& view, const Array<const S>& projection,
+                          const Array<const S>& position, const Array<const S>& tan_fov,
+                          const Array<const S>& background,
+                          const MaybeArray<const std::int32_t>& layer_start) {
+  if (tensors.empty()) throw nb::value_error("there are no Gaussians");
   Inputs<S> in;
   in.views = static_cast<int>(view.shape(0));
-  in.gaussians = static_cast<int>(means.shape(1));
-  in.channels = static_cast<int>(background.shape(0));
+  in.extras = tensors[0][4] ? static_cast<int>(tensors[0][4]->shape(2)) : 0;
+  in.channels = static_cast<int>(background.shape(0)) - in.extras;
   in.width = width;
   in.height = height;
   in.sh_degree = sh_degree;
-  in.sh_rows = sh ? static_cast<int>(sh->shape(2)) : 0;
   in.scale_modifier = static_cast<S>(scale_modifier);
   in.raw = raw;
-  const std::int64_t b = in.views, n = in.gaussians;
-  in.means = batched(means, b, 3 * n, "means3D");
-  in.opacities = batched(opacities, b, n, "opacities");
-  in.sh = batched(sh, b, 3 * n * in.sh_rows, "shs");
-  in.colors = batched(colors, b, n * in.channels, "colors");
-  in.scales = batched(scales, b, 3 * n, "scales");
-  in.rotations = batched(rotations, b, 4 * n, "rotations");
-  in.cov3d = batched(cov3d, b, 6 * n, "cov3Ds");
+  in.shared = shared;
+  in.layers = layer_start ? static_cast<int>(layer_start->shape(0)) - 1 : 1;
+  in.layer_start = data_of<std::int32_t>(layer_start);
+  const std::int64_t b = in.views;
   in.view = batched(view, b, 16, "viewmatrices");
   in.projection = batched(projection, b, 16, "projmatrices");
   in.position = batched(position, b, 3, "camposs");
   in.tan_fov = batched(tan_fov, b, 2, "tanfov");
   in.background = background.data();
-  return in;
+  HostInputs<S> made;
+  for (const PartTensors<S>& part : tensors) made.parts.push_back(with_tensors(in, part));
+  made.whole = made.parts[0];
+  if (made.parts.size() == 1) return made;
+  if (made.parts.size() != static_cast<std::size_t>(in.layers)) {
+    throw nb::value_error("each layer must have tensors of its own");
+  }
+  made.whole.parts = made.parts.data();
+  made.whole.gaussians = in.layer_start[in.layers];
+  return made;
 }
 
 template <typename S>
-std::unique_ptr<RenderState<S>> forward(const Inputs<S>& in, const Array<S>& color,
+std::unique_ptr<RenderState<S>> forward(const HostInputs<S>& inputs, const Array<S>& color,
                                         const Array<S>& alpha, const Array<S>& depth,
-                                        const Array<std::int32_t>& radii, int threads) {
-  const std::int64_t pixels = std::int64_t(in.width) * in.height;
-  const Outputs<S> out{batched(color, in.views, in.channels * pixels, "color").data,
+                                        const Array<std::int32_t>& radii, bool keep,
+                                        int threads) {
+  const Inputs<S>& in = inputs.whole;
+  const std::int64_t pixels = std::int64_t(in.width) * in.height * in.layers;
+  const Outputs<S> out{batched(color, in.views, in.planes() * pixels, "color").data,
                        batched(alpha, in.views, pixels, "alpha").data,
                        batched(depth, in.views, pixels, "depth").data,
                        batched(radii, in.views, in.gaussians, "radii").data};
   const nb::gil_scoped_release release;
-  return render(in, out, threads);
+  return render(in, out, keep, threads);
 }
 
 template <typename S>
-void backward(const Inputs<S>& in, const RenderState<S>& state, const MaybeArray<const S>& color,
-              const MaybeArray<const S>& alpha, const MaybeArray<const S>& depth,
-              const MaybeArray<S>& means, const MaybeArray<S>& means2d,
-              const MaybeArray<S>& opacities, const MaybeArray<S>& sh, const MaybeArray<S>& colors,
-              const MaybeArray<S>& scales, const MaybeArray<S>& rotations,
-              const MaybeArray<S>& cov3d, int threads) {
+InputGradients<S> make_gradients(const Inputs<S>& in, const PartGradients<S>& g) {
   const std::int64_t b = in.views, n = in.gaussians;
   InputGradients<S> grad;
-  grad.means = batched(means, b, 3 * n, "grad of means3D");
-  grad.means2d = batched(means2d, b, 3 * n, "grad of means2D");
-  grad.opacities = batched(opacities, b, n, "grad of opacities");
-  grad.sh = batched(sh, b, 3 * n * in.sh_rows, "grad of shs");
-  grad.colors = batched(colors, b, n * in.channels, "grad of colors");
-  grad.scales = batched(scales, b, 3 * n, "grad of scales");
-  grad.rotations = batched(rotations, b, 4 * n, "grad of rotations");
-  grad.cov3d = batched(cov3d, b, 6 * n, "grad of cov3Ds");
+  grad.means = batched(g[0], b, 3 * n, "grad of means3D");
+  grad.means2d = batched(g[1], b, 3 * n, "grad of means2D");
+  grad.opacities = batched(g[2], b, n, "grad of opacities");
+  grad.sh = batched(g[3], b, 3 * n * in.sh_rows, "grad of shs");
+  grad.colors = batched(g[4], b, n * in.channels, "grad of colors");
+  grad.extra = batched(g[5], b, n * in.extras, "grad of features");
+  grad.scales = batched(g[6], b, 3 * n, "grad of scales");
+  grad.rotations = batched(g[7], b, 4 * n, "grad of rotations");
+  grad.cov3d = batched(g[8], b, 6 * n, "grad of cov3Ds");
+  return grad;
+}
+
+template <typename S>
+void backward(const HostInputs<S>& inputs, const RenderState<S>& state,
+              const MaybeArray<const S>& color, const MaybeArray<const S>& alpha,
+              const MaybeArray<const S>& depth, const std::vector<PartGradients<S>>& gradients,
+              int threads) {
+  if (gradients.size() != inputs.parts.size()) throw nb::value_error("a part has no gradients");
+  std::vector<InputGradients<S>> grads;
+  for (std::size_t k = 0; k < gradients.size(); ++k) {
+    grads.push_back(make_gradients(inputs.parts[k], gradients[k]));
+  }
   const ImageGradients<S> image{data_of<S>(color), data_of<S>(alpha), data_of<S>(depth)};
   const nb::gil_scoped_release release;
-  render_backward(in, state, image, grad, threads);
+  render_backward(inputs.whole, state, image, grads, threads);
 }
 
 template <typename S>
@@ -130,12 +184,12 @@ void visible(const Array<const S>& positions, const Array<const S>& view, const 
 
 // For benchmarks only.
 template <typename S>
-nb::dict pairs(const Inputs<S>& in, const RenderState<S>& state, int threads) {
+nb::dict pairs(const HostInputs<S>& inputs, const RenderState<S>& state, int threads) {
   PairCounts counts;
   {
     const nb::gil_scoped_release release;
     for (const ViewState<S>& view : state.views) {
-      const PairCounts more = stages(S()).count_pairs(in, view, threads);
+      const PairCounts more = stages(S()).count_pairs(inputs.whole, view, threads);
       counts.looked_at += more.looked_at;
       counts.blended += more.blended;
       counts.lanes += more.lanes;
@@ -152,22 +206,18 @@ nb::dict pairs(const Inputs<S>& in, const RenderState<S>& state, int threads) {
 
 template <typename S>
 void bind(nb::module_& m, const std::string& suffix) {
-  nb::class_<Inputs<S>>(m, ("Inputs" + suffix).c_str());
+  nb::class_<HostInputs<S>>(m, ("Inputs" + suffix).c_str());
   nb::class_<RenderState<S>>(m, ("RenderState" + suffix).c_str());
   m.def(("inputs" + suffix).c_str(), &make_inputs<S>, nb::arg("width"), nb::arg("height"),
-        nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("raw"), nb::arg("means"),
-        nb::arg("opacities"),
-        nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("scales").none(),
-        nb::arg("rotations").none(), nb::arg("cov3d").none(), nb::arg("view"),
-        nb::arg("projection"), nb::arg("position"), nb::arg("tan_fov"), nb::arg("background"));
+        nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("raw"), nb::arg("shared"),
+        nb::arg("parts"), nb::arg("view"), nb::arg("projection"), nb::arg("position"),
+        nb::arg("tan_fov"), nb::arg("background"), nb::arg("layer_start").none());
   m.def(("forward" + suffix).c_str(), &forward<S>, nb::arg("inputs"), nb::arg("color").noconvert(),
         nb::arg("alpha").noconvert(), nb::arg("depth").noconvert(), nb::arg("radii").noconvert(),
-        nb::arg("threads"));
+        nb::arg("keep"), nb::arg("threads"));
   m.def(("backward" + suffix).c_str(), &backward<S>, nb::arg("inputs"), nb::arg("state"),
         nb::arg("color").none(), nb::arg("alpha").none(), nb::arg("depth").none(),
-        nb::arg("means").none(), nb::arg("means2d").none(), nb::arg("opacities").none(),
-        nb::arg("sh").none(), nb::arg("colors").none(), nb::arg("scales").none(),
-        nb::arg("rotations").none(), nb::arg("cov3d").none(), nb::arg("threads"));
+        nb::arg("gradients"), nb::arg("threads"));
   m.def(("mark_visible" + suffix).c_str(), &visible<S>, nb::arg("positions"), nb::arg("view"),
         nb::arg("visible").noconvert());
   m.def(("count_pairs" + suffix).c_str(), &pairs<S>, nb::arg("inputs"), nb::arg("state"),

@@ -26,11 +26,11 @@ Batched<T> batched(const Tensor& tensor) {
   return {native::pointer<T>(static_cast<Address>(tensor[0])), tensor[1]};
 }
 
-// width, height, sh_degree, sh_rows, views, gaussians, channels, raw
-using Sizes = std::array<int, 8>;
-// means, opacities, sh, colors, scales, rotations, cov3d, view, projection, position, tan_fov,
-// background
-using InputTensors = std::array<Tensor, 12>;
+// width, height, sh_degree, sh_rows, views, gaussians, channels, extras, layers, shared, raw
+using Sizes = std::array<int, 11>;
+// means, opacities, sh, colors, extra, scales, rotations, cov3d, view, projection, position, tan_fov,
+// background, layer_start
+using InputTensors = std::array<Tensor, 14>;
 
 template <typename S>
 Inputs<S> make_inputs(const Sizes& sizes, double scale_modifier, const InputTensors& t) {
@@ -42,28 +42,32 @@ Inputs<S> make_inputs(const Sizes& sizes, double scale_modifier, const InputTens
   in.views = sizes[4];
   in.gaussians = sizes[5];
   in.channels = sizes[6];
-  in.raw = sizes[7] != 0;
+  in.extras = sizes[7];
+  in.layers = sizes[8];
+  in.shared = sizes[9] != 0;
+  in.raw = sizes[10] != 0;
   in.scale_modifier = static_cast<S>(scale_modifier);
-  Batched<const S>* const members[] = {&in.means,  &in.opacities, &in.sh,         &in.colors,
-                                       &in.scales, &in.rotations, &in.cov3d,      &in.view,
-                                       &in.projection, &in.position, &in.tan_fov};
-  for (int k = 0; k < 11; ++k) *members[k] = batched<const S>(t[k]);
-  in.background = batched<const S>(t[11]).data;
+  Batched<const S>* const members[] = {&in.means,      &in.opacities, &in.sh,        &in.colors,
+                                       &in.extra,      &in.scales,    &in.rotations, &in.cov3d,
+                                       &in.view,       &in.projection, &in.position, &in.tan_fov};
+  for (int k = 0; k < 12; ++k) *members[k] = batched<const S>(t[k]);
+  in.background = batched<const S>(t[12]).data;
+  in.layer_start = batched<const std::int32_t>(t[13]).data;
   return in;
 }
 
 // geometry, features, footprints, tiles, first_slot, keys, numbers
 using SplatTensors = std::array<Address, 7>;
 
-int feature_stride(int features) { return (features + 3) / 4 * 4; }
+int feature_stride(int sums) { return (sums + 3) / 4 * 4; }
 
 template <typename S>
-cuda::SplatArrays<S> make_splats(const SplatTensors& t, int features) {
+cuda::SplatArrays<S> make_splats(const SplatTensors& t, int sums) {
   using native::pointer;
   return {pointer<cuda::Geometry<S>>(t[0]), pointer<S>(t[1]),
           pointer<Footprint<S>>(t[2]),      pointer<std::int32_t>(t[3]),
           pointer<std::int32_t>(t[4]),      pointer<cuda::DepthKey<S>>(t[5]),
-          pointer<std::uint32_t>(t[6]),     feature_stride(features)};
+          pointer<std::uint32_t>(t[6]),     feature_stride(sums)};
 }
 
 // slots by place, splats by slot, tile_start, bucket_start
@@ -84,12 +88,25 @@ cuda::KeptArrays<S> make_kept(const KeptTensors& t) {
   return {pointer<S>(t[0]), pointer<S>(t[1]), pointer<S>(t[2]), pointer<std::int32_t>(t[3])};
 }
 
+// means, means2d, opacities, sh, colors, extra, scales, rotations, cov3d
+using GradientTensors = std::array<Tensor, 9>;
+
+template <typename S>
+InputGradients<S> make_gradients(const GradientTensors& t) {
+  InputGradients<S> grad;
+  Batched<S>* const members[] = {&grad.means,  &grad.means2d, &grad.opacities,
+                                 &grad.sh,     &grad.colors,  &grad.extra,
+                                 &grad.scales, &grad.rotations, &grad.cov3d};
+  for (int k = 0; k < 9; ++k) *members[k] = batched<S>(t[k]);
+  return grad;
+}
+
 template <typename S>
 void project(int device, Stream stream, const Sizes& sizes, double modifier,
              const InputTensors& inputs, const SplatTensors& splats, Address radii) {
   const native::DeviceGuard guard(device);
   const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
-  cuda::project(in, make_splats<S>(splats, in.features()), native::pointer<std::int32_t>(radii),
+  cuda::project(in, make_splats<S>(splats, in.sums()), native::pointer<std::int32_t>(radii),
                 native::stream_of(stream));
 }
 
@@ -120,7 +137,7 @@ void list_pairs(int device, Stream stream, const Sizes& sizes, double modifier,
   using native::pointer;
   const native::DeviceGuard guard(device);
   const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
-  cuda::list_pairs(in, make_splats<S>(splats, in.features()), pointer<const std::uint32_t>(order),
+  cuda::list_pairs(in, make_splats<S>(splats, in.sums()), pointer<const std::uint32_t>(order),
                    pointer<const std::int64_t>(offsets), pointer<Key>(keys),
                    pointer<std::uint32_t>(slots), pointer<std::int32_t>(splat_of_slot),
                    native::stream_of(stream));
@@ -146,7 +163,7 @@ void blend(int device, Stream stream, const Sizes& sizes, double modifier,
   const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
   const Outputs<S> out{pointer<S>(images[0]), pointer<S>(images[1]), pointer<S>(images[2]),
                        nullptr};
-  cuda::blend(in, make_splats<S>(splats, in.features()), make_pairs(pairs), out,
+  cuda::blend(in, make_splats<S>(splats, in.sums()), make_pairs(pairs), out,
               make_kept<S>(kept), native::stream_of(stream));
 }
 
@@ -154,32 +171,28 @@ template <typename S>
 void blend_backward(int device, Stream stream, const Sizes& sizes, double modifier,
                     const InputTensors& inputs, const SplatTensors& splats,
                     const PairTensors& pairs, std::int64_t most_buckets,
-                    const std::array<Address, 3>& images, const KeptTensors& kept,
-                    Address pair_values) {
+                    const std::array<Address, 3>& images, const GradientTensors& gradients,
+                    const KeptTensors& kept, Address pair_values) {
   using native::pointer;
   const native::DeviceGuard guard(device);
   const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
   const ImageGradients<S> image{pointer<const S>(images[0]), pointer<const S>(images[1]),
                                 pointer<const S>(images[2])};
-  cuda::blend_backward(in, make_splats<S>(splats, in.features()), make_pairs(pairs), most_buckets,
-                       image, make_kept<S>(kept), pointer<S>(pair_values),
-                       native::stream_of(stream));
+  cuda::blend_backward(in, make_splats<S>(splats, in.sums()), make_pairs(pairs), most_buckets,
+                       image, wanted_of(in, make_gradients<S>(gradients), true),
+                       make_kept<S>(kept), pointer<S>(pair_values), native::stream_of(stream));
 }
 
-// `gradients`: means, means2d, opacities, sh, colors, scales, rotations, cov3d.
 template <typename S>
 void project_backward(int device, Stream stream, const Sizes& sizes, double modifier,
                       const InputTensors& inputs, const SplatTensors& splats, Address pair_values,
-                      Address sums, const std::array<Tensor, 8>& gradients) {
+                      Address sums, const GradientTensors& gradients) {
   const native::DeviceGuard guard(device);
   const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
-  InputGradients<S> grad;
-  Batched<S>* const members[] = {&grad.means,  &grad.means2d, &grad.opacities, &grad.sh,
-                                 &grad.colors, &grad.scales,  &grad.rotations, &grad.cov3d};
-  for (int k = 0; k < 8; ++k) *members[k] = batched<S>(gradients[k]);
-  cuda::project_backward(in, make_splats<S>(splats, in.features()),
-                         native::pointer<const S>(pair_values), native::pointer<S>(sums), grad,
-                         native::stream_of(stream));
+  const InputGradients<S> grad = make_gradients<S>(gradients);
+  cuda::project_backward(in, make_splats<S>(splats, in.sums()),
+                         native::pointer<const S>(pair_values), native::pointer<S>(sums),
+                         wanted_of(in, grad, true), grad, native::stream_of(stream));
 }
 
 template <typename S>

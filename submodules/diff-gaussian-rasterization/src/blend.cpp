@@ -26,12 +26,14 @@ struct Batch {
   alignas(64) S xx[kSize], xy[kSize], yy[kSize], opacity[kSize];
   alignas(64) S place[kSize];                 // position in the list of the tile
   alignas(64) S slope[kSize], offset[kSize];  // of the row that is drawn
+  int plane[kSize];                           // the first sum of the pixel that it is added to
   std::uint64_t rows[kTile];                  // bit i set if splat i touches the row
   S* features;                                // (kSize, features)
 
   void start(S* memory, int size) {
     features = memory;
     for (S* array : {x, y, xx, xy, yy, opacity, place, slope, offset}) array[kNone] = S(0);
+    plane[kNone] = 0;
     std::fill_n(features + kNone * size, size, S(0));
   }
 
@@ -49,6 +51,7 @@ struct Batch {
       yy[i] = record[kQuadYY];
       opacity[i] = record[kOpacity];
       place[i] = S(p - first + i);
+      plane[i] = static_cast<int>(record[kPlane]);
       const int size = in.features();
       for (int k = 0; k < size; ++k) features[i * size + k] = record[kGeometry + k];
       const std::uint64_t touched = state.rows[p + i], bit = std::uint64_t(1) << i;
@@ -82,11 +85,11 @@ struct Batch {
 template <typename S>
 struct Tile {
   S *transmittance, *last;  // last: position of the last contributor
-  S* sums;                  // (features, 256)
+  S* planes;                // (sums of a pixel, 256)
   std::uint32_t live;       // bit y set while a pixel of row y goes on
 
-  void start(int features, int columns, int rows) {
-    std::fill_n(sums, features * kTilePixels, S(0));
+  void start(int sums, int columns, int rows) {
+    std::fill_n(planes, sums * kTilePixels, S(0));
     std::fill_n(last, kTilePixels, S(-1));
     for (int y = 0; y < kTile; ++y) {
       for (int x = 0; x < kTile; ++x) {
@@ -98,7 +101,7 @@ struct Tile {
 };
 
 // Blends the splats of `bits` into the pack of pixels at `pixel`, all in registers; false if none
-// of them goes on. K is the number of features or 0 for `features`.
+// of them goes on. K is the number of features, and of sums; or 0 for `features` and any sums.
 template <typename S, int K>
 bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int pixel,
                 int features, Pack<S> lane) {
@@ -107,7 +110,7 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
   P t = load(tile.transmittance + pixel, P()), last = load(tile.last + pixel, P());
   P own_sums[K > 0 ? K : 1];
-  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.sums + k * kTilePixels + pixel, P());
+  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kTilePixels + pixel, P());
   auto goes_on = at_least(t, zero);
   while (bits != 0 && any(goes_on)) {
     int at[kAtOnce<S>];
@@ -131,14 +134,14 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
         own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
       }
       for (int k = 0; K == 0 && k < count; ++k) {
-        S* sum = tile.sums + k * kTilePixels + pixel;
+        S* sum = tile.planes + (batch.plane[at[j]] + k) * kTilePixels + pixel;
         store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
       }
     }
   }
   store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
   store(tile.last + pixel, last);
-  for (int k = 0; k < K; ++k) store(tile.sums + k * kTilePixels + pixel, own_sums[k]);
+  for (int k = 0; k < K; ++k) store(tile.planes + k * kTilePixels + pixel, own_sums[k]);
   return any(goes_on);
 }
 
@@ -157,10 +160,10 @@ void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
   }
 }
 
+// Tile `index` of the view, which is (tx, ty) of its stack.
 template <typename S, int K>
-void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, Batch<S>& batch,
-                Tile<S>& tile) {
-  const int index = ty * in.tiles_x() + tx;
+void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, int tx, int ty,
+                Batch<S>& batch, Tile<S>& tile) {
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
@@ -169,71 +172,92 @@ void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, 
   }
 }
 
-// Writes the tile to the image; what stays of it is what the backward pass needs.
+// Writes the tile to one image; `planes` are its sums. It gets `share` of the background's light.
 template <typename S>
-void finish_tile(const Inputs<S>& in, int v, int tx, int ty, const Tile<S>& tile,
-                 const Outputs<S>& out) {
+void write_tile(const Inputs<S>& in, std::size_t image, int tx, int ty, const Tile<S>& tile,
+                const S* planes, S share, const Outputs<S>& out) {
   const int columns = std::min(kTile, in.width - tx * kTile);
   const int rows = std::min(kTile, in.height - ty * kTile);
   const std::size_t plane = std::size_t(in.width) * in.height;
   const std::size_t corner = std::size_t(ty * kTile) * in.width + tx * kTile;
-  for (int i = 0; i < kTilePixels; ++i) tile.transmittance[i] = std::fabs(tile.transmittance[i]);
   for (int y = 0; y < rows; ++y) {
-    const S *t = tile.transmittance + y * kTile, *sums = tile.sums + y * kTile;
+    const S *t = tile.transmittance + y * kTile, *sums = planes + y * kTile;
     const std::size_t row = corner + std::size_t(y) * in.width;
-    for (int k = 0; k < in.channels; ++k, sums += kTilePixels) {
-      S* color = out.color + (std::size_t(v) * in.channels + k) * plane + row;
-      for (int x = 0; x < columns; ++x) color[x] = sums[x] + t[x] * in.background[k];
+    for (int k = 0; k < in.planes(); ++k, sums += kTilePixels) {
+      const S behind = share * in.background[k];
+      S* color = out.color + (image * in.planes() + k) * plane + row;
+      for (int x = 0; x < columns; ++x) color[x] = sums[x] + t[x] * behind;
     }
-    S* alpha = out.alpha + v * plane + row;
-    S* depth = out.depth + v * plane + row;
+    S* alpha = out.alpha + image * plane + row;
+    S* depth = out.depth + image * plane + row;
+    const S* depths = planes + in.depth_feature() * kTilePixels + y * kTile;
     for (int x = 0; x < columns; ++x) {
-      alpha[x] = S(1) - t[x];
-      depth[x] = sums[x];
+      alpha[x] = in.shared ? sums[x] : S(1) - t[x];
+      depth[x] = depths[x];
     }
   }
 }
 
-template <typename S, int K>
-void blend_tiles(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
+// Writes the tile of a stack to the images of its layers; what stays is what the backward pass needs.
+template <typename S>
+void finish_tile(const Inputs<S>& in, int v, int stack, int tx, int ty, const Tile<S>& tile,
                  const Outputs<S>& out) {
-  const int tiles_x = in.tiles_x(), tiles = tiles_x * in.tiles_y(), features = in.features();
+  for (int i = 0; i < kTilePixels; ++i) tile.transmittance[i] = std::fabs(tile.transmittance[i]);
+  const std::size_t first = std::size_t(v) * in.layers;
+  if (!in.shared) return write_tile(in, first + stack, tx, ty, tile, tile.planes, S(1), out);
+  for (int layer = 0; layer < in.layers; ++layer) {
+    const S* planes = tile.planes + layer * in.features() * kTilePixels;
+    write_tile(in, first + layer, tx, ty, tile, planes, S(1) / S(in.layers), out);
+  }
+}
+
+template <typename S, int K>
+void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S>& state,
+                 const Outputs<S>& out) {
+  const int tiles_x = in.tiles_x(), per_stack = tiles_x * in.tiles_y(), features = in.features();
   Buffer<Batch<S>> batches;
-  Buffer<S> memory;  // per thread: the features of its batch, then the sums of its tile
-  const std::size_t per_thread = std::size_t(features) * (Batch<S>::kSize + kTilePixels);
+  // Per thread: the features of its batch, the sums of its tile, what of the tile is not kept.
+  Buffer<S> memory;
+  const std::size_t staged = std::size_t(features) * Batch<S>::kSize;
+  const std::size_t per_thread = staged + std::size_t(in.sums() + 2) * kTilePixels;
   batches.resize(threads);
   memory.resize(per_thread * threads);
-  parallel_for(tiles, threads, [&](int t, int worker) {
-    const int tx = t % tiles_x, ty = t / tiles_x;
+  parallel_for(in.tiles(), threads, [&](int t, int worker) {
+    const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
     const std::size_t kept = std::size_t(t) * kTilePixels;
     Batch<S>& batch = batches[worker];
     batch.start(memory.data() + per_thread * worker, features);
-    Tile<S> tile{state.transmittance.data() + kept, state.last.data() + kept,
-                 batch.features + features * Batch<S>::kSize, 0};
-    tile.start(features, in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
-    blend_tile<S, K>(in, state, tx, ty, batch, tile);
-    finish_tile(in, v, tx, ty, tile, out);
+    S* planes = batch.features + staged;
+    S* spare = planes + std::size_t(in.sums()) * kTilePixels;
+    Tile<S> tile{keep ? state.transmittance.data() + kept : spare,
+                 keep ? state.last.data() + kept : spare + kTilePixels, planes, 0};
+    tile.start(in.sums(), in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
+    blend_tile<S, K>(in, state, t, tx, ty, batch, tile);
+    finish_tile(in, v, stack, tx, ty, tile, out);
   });
 }
 
 }  // namespace
 
 template <typename S>
-void blend_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
+void blend_view(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S>& state,
                 const Outputs<S>& out) {
-  const std::size_t pixels = std::size_t(in.tiles_x()) * in.tiles_y() * kTilePixels;
+  const std::size_t pixels = keep ? std::size_t(in.tiles()) * kTilePixels : 0;
   state.transmittance.resize(pixels);
   state.last.resize(pixels);
-  if (in.channels == 3) {
-    blend_tiles<S, 4>(in, v, threads, state, out);
+  const int sums = in.shared ? 0 : in.features();
+  if (sums == 4) {
+    blend_tiles<S, 4>(in, v, threads, keep, state, out);
+  } else if (sums == 7) {  // three further features beside RGB and depth
+    blend_tiles<S, 7>(in, v, threads, keep, state, out);
   } else {
-    blend_tiles<S, 0>(in, v, threads, state, out);
+    blend_tiles<S, 0>(in, v, threads, keep, state, out);
   }
 }
 
-template void blend_view(const Inputs<float>&, int, int, ViewState<float>&,
+template void blend_view(const Inputs<float>&, int, int, bool, ViewState<float>&,
                          const Outputs<float>&);
-template void blend_view(const Inputs<double>&, int, int, ViewState<double>&,
+template void blend_view(const Inputs<double>&, int, int, bool, ViewState<double>&,
                          const Outputs<double>&);
 
 }  // namespace NATIVE_LEVEL

@@ -10,14 +10,14 @@ template <int K>
 constexpr int kBatch = K <= 4 ? kTilePixels : kTilePixels / 2;  // within 48 KB in double precision
 
 template <typename S, int K>
-__device__ __forceinline__ void keep_checkpoint(const KeptArrays<S>& kept, int features, int first,
+__device__ __forceinline__ void keep_checkpoint(const KeptArrays<S>& kept, int all, int first,
                                                 std::int64_t bucket, unsigned pixel,
                                                 S transmittance, const S* sums) {
-  S* at = kept.checkpoints + bucket * (1 + features) * kTilePixels + pixel;
+  S* at = kept.checkpoints + bucket * (1 + all) * kTilePixels + pixel;
   if (first == 0) at[0] = transmittance;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (first + k < features) at[(1 + first + k) * kTilePixels] = sums[k];
+    if (first + k < all) at[(1 + first + k) * kTilePixels] = sums[k];
   }
 }
 
@@ -30,7 +30,7 @@ struct PixelSums {
 };
 
 template <typename S, int K>
-__device__ __forceinline__ void keep_end(const KeptArrays<S>& kept, int features, int first,
+__device__ __forceinline__ void keep_end(const KeptArrays<S>& kept, int all, int first,
                                          std::int64_t tile, unsigned pixel,
                                          const PixelSums<S, K>& end) {
   if (first == 0) {
@@ -39,27 +39,31 @@ __device__ __forceinline__ void keep_end(const KeptArrays<S>& kept, int features
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (first + k >= features) break;
-    kept.final_sums[(tile * features + first + k) * kTilePixels + pixel] = end.sums[k];
+    if (first + k >= all) break;
+    kept.final_sums[(tile * all + first + k) * kTilePixels + pixel] = end.sums[k];
   }
 }
 
 template <typename S, int K>
 __device__ __forceinline__ void write_pixel(const Frame& frame, const S* background,
-                                            const Outputs<S>& out, int first, int view,
-                                            std::int64_t at, const PixelSums<S, K>& end) {
+                                            const Outputs<S>& out, int first,
+                                            std::int64_t stack, std::int64_t at,
+                                            const PixelSums<S, K>& end) {
   const std::int64_t plane = std::int64_t(frame.width) * frame.height;
+  const S light = frame.shared ? end.transmittance / S(frame.images) : end.transmittance;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    const int feature = first + k;
-    if (feature < frame.channels) {
-      out.color[(std::int64_t(view) * frame.channels + feature) * plane + at] =
-          std::fma(end.transmittance, background[feature], end.sums[k]);
-    } else if (feature == frame.channels) {
-      out.depth[view * plane + at] = end.sums[k];
+    if (first + k >= frame.sums) break;
+    const SumPlace place = place_of(frame, stack, first + k);
+    if (place.feature < frame.planes) {
+      out.color[(place.image * frame.planes + place.feature) * plane + at] =
+          std::fma(light, background[place.feature], end.sums[k]);
+    } else {
+      S* image = place.feature == frame.features - 1 ? out.depth : out.alpha;
+      image[place.image * plane + at] = end.sums[k];
     }
   }
-  if (first == 0) out.alpha[view * plane + at] = S(1) - end.transmittance;
+  if (first == 0 && !frame.shared) out.alpha[stack * plane + at] = S(1) - end.transmittance;
 }
 
 template <typename S, int K, bool Keep>
@@ -71,10 +75,10 @@ blend_kernel(Frame frame, const S* background, SplatArrays<S> splats, PairArrays
   NATIVE_SHARED(Row, features, kBatch<K>);
   const auto block = native::cg::this_thread_block();
   const unsigned pixel = threadIdx.x;
-  const int view = static_cast<int>(blockIdx.y), tile_in_view = static_cast<int>(blockIdx.x);
-  const std::int64_t tile = std::int64_t(view) * frame.tiles + tile_in_view;
-  const int x = tile_in_view % frame.tiles_x * kTile + pixel_x(pixel);
-  const int y = tile_in_view / frame.tiles_x * kTile + pixel_y(pixel);
+  const int tile = static_cast<int>(blockIdx.x);
+  const int stack = tile / frame.tiles, tile_in_stack = tile % frame.tiles;
+  const int x = tile_in_stack % frame.tiles_x * kTile + pixel_x(pixel);
+  const int y = tile_in_stack / frame.tiles_x * kTile + pixel_y(pixel);
   const bool inside = x < frame.width && y < frame.height;
   const int begin = pairs.tile_start[tile], count = pairs.tile_start[tile + 1] - begin;
   const std::int64_t bucket = Keep ? pairs.bucket_start[tile] : 0;
@@ -87,14 +91,14 @@ blend_kernel(Frame frame, const S* background, SplatArrays<S> splats, PairArrays
     const int size = min_of(count - start, kBatch<K>);
     if (static_cast<int>(pixel) < size) {
       const std::int64_t number = pairs.splats[pairs.slots[begin + start + int(pixel)]];
-      geometry[pixel] = in_tile(splats.geometry[number], frame, tile_in_view);
+      geometry[pixel] = in_tile(splats.geometry[number], frame, tile_in_stack);
       load_features(splats, number, first, features[pixel]);
     }
     block.sync();
     for (int j = 0; j < size && !done; ++j) {
       const int place = start + j;
       if (Keep && place % kBucket == 0) {
-        keep_checkpoint<S, K>(kept, frame.features, first, bucket + place / kBucket, pixel,
+        keep_checkpoint<S, K>(kept, frame.sums, first, bucket + place / kBucket, pixel,
                               state.transmittance, state.sums);
       }
       const Geometry<S>& g = geometry[j];
@@ -112,10 +116,10 @@ blend_kernel(Frame frame, const S* background, SplatArrays<S> splats, PairArrays
       state.last = place;
     }
   }
-  if (Keep) keep_end<S, K>(kept, frame.features, first, tile, pixel, state);
+  if (Keep) keep_end<S, K>(kept, frame.sums, first, tile, pixel, state);
   if (inside) {
     const std::int64_t at = std::int64_t(y) * frame.width + x;
-    write_pixel<S, K>(frame, background, out, first, view, at, state);
+    write_pixel<S, K>(frame, background, out, first, stack, at, state);
   }
 }
 
@@ -125,8 +129,8 @@ template <typename S>
 void blend(const Inputs<S>& in, const SplatArrays<S>& splats, const PairArrays& pairs,
            const Outputs<S>& out, const KeptArrays<S>& kept, cudaStream_t stream) {
   const Frame frame = frame_of(in);
-  const dim3 blocks(frame.tiles, in.views);
-  for_feature_groups(frame.features, [&](auto group, int first) {
+  const dim3 blocks(frame.tiles * frame.stacks);
+  for_feature_groups(0, frame.sums, [&](auto group, int first) {
     constexpr int K = decltype(group)::value;
     const auto kernel = kept.last ? blend_kernel<S, K, true> : blend_kernel<S, K, false>;
     native::launch(kernel, blocks, dim3(kTilePixels), stream, frame, in.background, splats, pairs,

@@ -13,17 +13,19 @@ namespace {
 
 // A tile on its way back: one cell per pack of pixels, holding side by side transmittance, the part
 // of dL/dT that comes from behind the current splat, the position of the last contributor, and
-// dL/d(image) of each feature.
+// dL/d(image) of each wanted feature: with `shared`, of each layer.
 template <typename S>
 struct TileBack {
   static constexpr int kLanes = Pack<S>::lanes;
   enum { kTransmittance, kBehind, kLast, kGradients };
 
-  S* cells;               // (16 * groups, kGradients + features, lanes)
+  S* cells;               // (16 * groups, kGradients + gradients, lanes)
   int cell_size;          // in elements
   S row_last[kTile];      // position of the last contributor of each row
 
-  static int size(int features) { return (kGradients + features) * kTilePixels; }
+  static std::size_t size(int gradients) {
+    return std::size_t(kGradients + gradients) * kTilePixels;
+  }
 
   S& at(int y, int x, int field) const {
     return cells[(y * kGroups<S> + x / kLanes) * cell_size + field * kLanes + x % kLanes];
@@ -41,33 +43,45 @@ struct Kernel {
   const Inputs<S>& in;
   const ViewState<S>& state;
   const ImageGradients<S>& image;
-  int v, features;
+  const Wanted& wanted;
+  int v;
 
-  // dL/d(feature k) at a pixel.
-  S gradient(int k, std::size_t pixel) const {
+  int gradients() const { return wanted.count() * (in.shared ? in.layers : 1); }
+
+  // dL/d(feature k) at a pixel of an image.
+  S gradient(std::size_t at, int k, std::size_t pixel) const {
     const std::size_t plane = std::size_t(in.width) * in.height;
-    if (k == in.channels) return image.depth[v * plane + pixel];
-    return image.color ? image.color[(std::size_t(v) * in.channels + k) * plane + pixel] : S(0);
+    if (k < in.planes()) {
+      return image.color ? image.color[(at * in.planes() + k) * plane + pixel] : S(0);
+    }
+    const S* gradients = k == in.depth_feature() ? image.depth : image.alpha;
+    return gradients ? gradients[at * plane + pixel] : S(0);
   }
 
   // Fills one pixel inside the image.
-  void start_pixel(const TileBack<S>& tile, int y, int x, std::size_t pixel) const {
+  void start_pixel(const TileBack<S>& tile, int stack, int y, int x, std::size_t pixel) const {
     const std::size_t plane = std::size_t(in.width) * in.height;
-    S by_final = image.alpha ? -image.alpha[v * plane + pixel] : S(0);
-    for (int k = 0; k < features; ++k) {
-      const S g = gradient(k, pixel);
-      tile.at(y, x, TileBack<S>::kGradients + k) = g;
-      if (k < in.channels) by_final += in.background[k] * g;
+    const std::size_t first = std::size_t(v) * in.layers + stack;
+    S by_final = !in.shared && image.alpha ? -image.alpha[first * plane + pixel] : S(0);
+    int field = TileBack<S>::kGradients;
+    for (int layer = 0; layer < (in.shared ? in.layers : 1); ++layer) {
+      for (int k = wanted.first; k < wanted.end; ++k, ++field) {
+        const S g = gradient(first + layer, k, pixel);
+        tile.at(y, x, field) = g;
+        if (k < in.planes()) by_final += in.background[k] * g;
+      }
     }
+    if (in.shared) by_final *= S(1) / S(in.layers);
     tile.at(y, x, TileBack<S>::kBehind) = by_final * tile.at(y, x, TileBack<S>::kTransmittance);
   }
 
-  // Returns the position after the last contributor of the tile.
-  int start(int tx, int ty, S* memory, TileBack<S>& tile) const {
+  // Tile (tx, ty) of a stack. Returns the position after the last contributor.
+  int start(int stack, int tx, int ty, S* memory, TileBack<S>& tile) const {
     tile.cells = memory;
-    tile.cell_size = (TileBack<S>::kGradients + features) * TileBack<S>::kLanes;
-    std::fill_n(memory, TileBack<S>::size(features), S(0));
-    const std::size_t kept = std::size_t(ty * in.tiles_x() + tx) * kTilePixels;
+    tile.cell_size = (TileBack<S>::kGradients + gradients()) * TileBack<S>::kLanes;
+    std::fill_n(memory, TileBack<S>::size(gradients()), S(0));
+    const std::size_t number = (std::size_t(stack) * in.tiles_y() + ty) * in.tiles_x() + tx;
+    const std::size_t kept = number * kTilePixels;
     const int columns = std::min(kTile, in.width - tx * kTile);
     const int rows = std::min(kTile, in.height - ty * kTile);
     for (int y = 0; y < kTile; ++y) {
@@ -78,23 +92,32 @@ struct Kernel {
       for (int x = 0; x < kTile; ++x) {
         tile.at(y, x, TileBack<S>::kTransmittance) = t[x];
         tile.at(y, x, TileBack<S>::kLast) = last[x];
-        if (y < rows && x < columns) start_pixel(tile, y, x, row + x);
+        if (y < rows && x < columns) start_pixel(tile, stack, y, x, row + x);
       }
     }
     return static_cast<int>(*std::max_element(tile.row_last, tile.row_last + kTile)) + 1;
   }
 };
 
+// The wanted features of a splat, and where their gradients lie in a cell.
+template <typename S>
+struct FeatureList {
+  const S* values;
+  int count, first_field;
+};
+
 // Returns whether a pixel of the group was drawn. K as in the forward pass.
-template <typename S, int K>
-inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat, const S* feature,
-                         int features, int y, int g, Pack<S> dy, Pack<S> position,
-                         Gathered<S>& sums, Pack<S>* feature_sums) {
+template <typename S, int K, bool Moments>
+inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat,
+                         const FeatureList<S>& features, int y, int g, Pack<S> dy,
+                         Pack<S> position, Gathered<S>& sums, Pack<S>* feature_sums) {
   using P = Pack<S>;
   using T = TileBack<S>;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  const int count = K > 0 ? K : features;
-  S* cell = tile.cells + (y * kGroups<S> + g) * (T::kGradients + count) * P::lanes;
+  const int count = K > 0 ? K : features.count;
+  const int cell_size = K > 0 ? (T::kGradients + K) * P::lanes : tile.cell_size;
+  S* cell = tile.cells + (y * kGroups<S> + g) * cell_size;
+  const S* gradients = cell + (K > 0 ? int(T::kGradients) : features.first_field) * P::lanes;
   const P raw = splat.alpha(y, g);
   const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
                           at_least(load(cell + T::kLast * P::lanes, P()), position));
@@ -105,14 +128,15 @@ inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat, con
   const P weight = alpha * t;
   P along = zero;  // dL / d(weight)
   for (int k = 0; k < count; ++k) {
-    const P g_k = load(cell + (T::kGradients + k) * P::lanes, P());
-    along = fma(g_k, broadcast(feature[k], P()), along);
+    const P g_k = load(gradients + k * P::lanes, P());
+    if (Moments) along = fma(g_k, broadcast(features.values[k], P()), along);
     feature_sums[k] = fma(weight, g_k, feature_sums[k]);
   }
+  store(cell, t);
+  if (!Moments) return true;
   const P behind = load(cell + T::kBehind * P::lanes, P());
   const P grad_alpha = t * along - behind * inverse;
   const P q = select(drawn, raw * grad_alpha, zero);
-  store(cell, t);
   store(cell + T::kBehind * P::lanes, fma(weight, along, behind));
   sums.q = sums.q + q;
   const P qy = q * dy;
@@ -138,7 +162,7 @@ void write_moments(const SplatRows<S>& splat, const Gathered<S>* gathered, S* ou
 }
 
 // Gathers one splat; `shared_sums` is memory for the features where K = 0.
-template <typename S, int K>
+template <typename S, int K, bool Moments>
 void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int ty,
                   std::uint32_t p, int place, Pack<S>* shared_sums, PairGradients<S>& pairs) {
   using P = Pack<S>;
@@ -150,7 +174,12 @@ void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int 
   for (auto& g : gathered) g = {zero, zero, zero};
   P own_sums[K > 0 ? K : 1];
   P* feature_sums = K > 0 ? own_sums : shared_sums;
-  const int count = K > 0 ? K : kernel.features;
+  const Wanted& wanted = kernel.wanted;
+  const int count = K > 0 ? K : wanted.count();
+  // With `shared` the planes are those of the layer, of which a cell has the wanted ones only.
+  const int layer = kernel.in.shared ? int(record[kPlane]) / kernel.in.features() : 0;
+  const FeatureList<S> features{record + kGeometry + wanted.first, count,
+                                TileBack<S>::kGradients + layer * count};
   for (int k = 0; k < count; ++k) feature_sums[k] = zero;
   bool seen = false;
   for (std::uint32_t rows = kernel.state.rows[p]; rows != 0; rows &= rows - 1) {
@@ -158,63 +187,82 @@ void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int 
     if (tile.row_last[y] < S(place)) continue;
     const P dy = broadcast(splat.dy[y], P());
     for (int g = 0; g < kGroups<S>; ++g) {
-      seen |= gather_group<S, K>(tile, splat, record + kGeometry, count, y, g, dy, position,
-                                 gathered[g], feature_sums);
+      seen |= gather_group<S, K, Moments>(tile, splat, features, y, g, dy, position, gathered[g],
+                                          feature_sums);
     }
   }
   if (!seen) return;
   S* out = pairs.values.data() + std::size_t(pair.slot) * pairs.stride;
-  write_moments(splat, gathered, out);
-  for (int k = 0; k < count; ++k) out[kMoments + k] = sum(feature_sums[k]);
+  if (Moments) write_moments(splat, gathered, out);
+  if (Moments) out += kMoments;
+  for (int k = 0; k < count; ++k) out[k] = sum(feature_sums[k]);
   pairs.written[pair.slot] = 1;
 }
 
-template <typename S, int K>
+template <typename S, int K, bool Moments>
 void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
-  const int tiles_x = kernel.in.tiles_x(), tiles = tiles_x * kernel.in.tiles_y();
+  const int tiles_x = kernel.in.tiles_x(), per_stack = tiles_x * kernel.in.tiles_y();
   Buffer<S> memory;
   Buffer<Pack<S>> feature_sums;
-  const std::size_t per_thread = TileBack<S>::size(kernel.features);
+  const std::size_t per_thread = TileBack<S>::size(kernel.gradients());
+  const std::size_t count = kernel.wanted.count();
   memory.resize(per_thread * threads);
-  feature_sums.resize(std::size_t(kernel.features) * threads);
-  parallel_for(tiles, threads, [&](int t, int worker) {
+  feature_sums.resize(count * threads);
+  parallel_for(kernel.in.tiles(), threads, [&](int t, int worker) {
     const std::uint32_t first = kernel.state.tile_start[t];
     if (first == kernel.state.tile_start[t + 1]) return;
-    const int tx = t % tiles_x, ty = t / tiles_x;
+    const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
     TileBack<S> tile;
-    Pack<S>* sums = feature_sums.data() + std::size_t(kernel.features) * worker;
-    const int end = kernel.start(tx, ty, memory.data() + per_thread * worker, tile);
+    Pack<S>* sums = feature_sums.data() + count * worker;
+    const int end = kernel.start(stack, tx, ty, memory.data() + per_thread * worker, tile);
     for (int place = end - 1; place >= 0; --place) {
       if (place >= int(kAhead)) prefetch(kernel.state.record(first + place - kAhead));
-      gather_splat<S, K>(kernel, tile, tx, ty, first + place, place, sums, pairs);
+      gather_splat<S, K, Moments>(kernel, tile, tx, ty, first + place, place, sums, pairs);
     }
   });
+}
+
+// Only the gradients of features.
+template <typename S>
+void gather_features(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
+  if (kernel.gradients() == 3) return gather_tiles<S, 3, false>(kernel, threads, pairs);
+  gather_tiles<S, 0, false>(kernel, threads, pairs);
+}
+
+template <typename S>
+void gather_all(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
+  switch (kernel.in.shared ? 0 : kernel.gradients()) {
+    case 3: return gather_tiles<S, 3, true>(kernel, threads, pairs);
+    case 4: return gather_tiles<S, 4, true>(kernel, threads, pairs);
+    case 6: return gather_tiles<S, 6, true>(kernel, threads, pairs);
+    default: return gather_tiles<S, 0, true>(kernel, threads, pairs);
+  }
 }
 
 }  // namespace
 
 template <typename S>
 void blend_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                         const ImageGradients<S>& image, PairGradients<S>& pairs) {
-  const int features = in.channels + (image.depth != nullptr ? 1 : 0);
-  pairs.stride = kMoments + features;
+                         const ImageGradients<S>& image, const Wanted& wanted,
+                         PairGradients<S>& pairs) {
+  pairs.stride = (wanted.moments ? kMoments : 0) + wanted.count();
   pairs.values.resize(state.pairs.size() * pairs.stride);
   pairs.written.resize(state.pairs.size());
   pairs.written.zero();
-  const Kernel<S> kernel{in, state, image, v, features};
-  if (features == 3) {
-    gather_tiles<S, 3>(kernel, threads, pairs);
-  } else if (features == 4) {
-    gather_tiles<S, 4>(kernel, threads, pairs);
+  const Kernel<S> kernel{in, state, image, wanted, v};
+  if (wanted.moments) {
+    gather_all(kernel, threads, pairs);
   } else {
-    gather_tiles<S, 0>(kernel, threads, pairs);
+    gather_features(kernel, threads, pairs);
   }
 }
 
 template void blend_view_backward(const Inputs<float>&, int, int, const ViewState<float>&,
-                                  const ImageGradients<float>&, PairGradients<float>&);
+                                  const ImageGradients<float>&, const Wanted&,
+                                  PairGradients<float>&);
 template void blend_view_backward(const Inputs<double>&, int, int, const ViewState<double>&,
-                                  const ImageGradients<double>&, PairGradients<double>&);
+                                  const ImageGradients<double>&, const Wanted&,
+                                  PairGradients<double>&);
 
 }  // namespace NATIVE_LEVEL
 }  // namespace gr

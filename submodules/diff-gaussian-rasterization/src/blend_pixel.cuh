@@ -18,16 +18,31 @@ __device__ __forceinline__ int pixel_y(unsigned number) {
   return static_cast<int>(((number >> 3) & 3u) | ((number >> 4) & 12u));
 }
 
-// The size of the image and of its tiles, for all views.
+// The size of the image and of its tiles, for all stacks of all views.
 struct Frame {
-  int width, height, tiles_x, tiles;  // tiles of one view
-  int channels, features;
+  int width, height, tiles_x, tiles;  // tiles of one stack
+  int stacks;                         // of all views
+  int images;                         // of one stack: of all layers, or of one
+  int planes, features, sums;         // of an image, of one of its layers, of a pixel
+  bool shared;
 };
 
 template <typename S>
 Frame frame_of(const Inputs<S>& in) {
-  return {in.width,    in.height,    in.tiles_x(), in.tiles_x() * in.tiles_y(),
-          in.channels, in.features()};
+  const int tiles = in.tiles_x() * in.tiles_y(), stacks = in.views * in.stacks();
+  return {in.width,    in.height,     in.tiles_x(), tiles,    stacks, in.shared ? in.layers : 1,
+          in.planes(), in.features(), in.sums(),    in.shared};
+}
+
+// Where one of the sums of a pixel of a stack belongs.
+struct SumPlace {
+  std::int64_t image;
+  int feature;
+};
+
+__device__ __forceinline__ SumPlace place_of(const Frame& frame, std::int64_t stack, int sum) {
+  if (!frame.shared) return {stack, sum};
+  return {stack * frame.images + sum / frame.features, sum % frame.features};
 }
 
 // With the centre relative to the first pixel of the tile.
@@ -86,13 +101,17 @@ __device__ __forceinline__ void load_features(const SplatArrays<S>& splats, std:
   }
 }
 
-// Features are blended K at a time: 4 for RGB and depth, else 16. Calls run(K, first feature).
+// Features are blended K at a time: 4 for RGB and depth, 8 with three more, else 16. Calls
+// run(K, first feature).
 template <typename Run>
-void for_feature_groups(int features, const Run& run) {
-  for (int first = 0; first < features;) {
-    if (features - first <= 4) {
+void for_feature_groups(int first, int end, const Run& run) {
+  while (first < end) {
+    if (end - first <= 4) {
       run(std::integral_constant<int, 4>(), first);
       first += 4;
+    } else if (end - first <= 8) {
+      run(std::integral_constant<int, 8>(), first);
+      first += 8;
     } else {
       run(std::integral_constant<int, 16>(), first);
       first += 16;

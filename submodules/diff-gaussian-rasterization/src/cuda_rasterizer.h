@@ -1,7 +1,7 @@
 // The rasteriser on a GPU: its stages, in the order in which they run, and what passes between them.
 //
 // All memory is the caller's. A "splat" is a Gaussian in a view, number view * N + Gaussian; a "pair"
-// is a splat in a tile it touches. Pairs have two numbers: their slot, in which those of a splat are
+// is a splat in a tile it touches. Tiles are those of all stacks of all views. Pairs have two numbers: their slot, in which those of a splat are
 // neighbours, and their place, in which those of a tile are neighbours, front to back. A bucket is a
 // run of 32 places of one tile; the forward pass keeps each pixel's state at the start of every
 // bucket, so that the backward pass can work on all of them at once.
@@ -37,7 +37,9 @@ struct alignas(16) Geometry {
 template <typename S>
 struct SplatArrays {
   Geometry<S>* geometry;
-  S* features;               // (splats, feature_stride): colour channels, depth, zeros
+  // (splats, feature_stride): one value for each of a pixel's sums, zeros; with `shared` zero in the
+  // sums of other layers.
+  S* features;
   Footprint<S>* footprints;
   std::int32_t* tiles;       // number of tiles touched
   std::int32_t* first_slot;
@@ -49,17 +51,17 @@ struct SplatArrays {
 struct PairArrays {
   const std::uint32_t* slots;         // by place
   const std::int32_t* splats;         // by slot
-  const std::int32_t* tile_start;     // (views * tiles + 1), first place
-  const std::int32_t* bucket_start;   // (views * tiles + 1), first bucket; null if nothing is kept
+  const std::int32_t* tile_start;     // (tiles + 1), first place
+  const std::int32_t* bucket_start;   // (tiles + 1), first bucket; null if nothing is kept
 };
 
 // What the backward pass needs of the forward one; null pointers if there will be none.
 template <typename S>
 struct KeptArrays {
-  S* checkpoints;             // (buckets, 1 + features, 256): transmittance and sums before a bucket
-  S* final_sums;              // (views * tiles, features, 256)
-  S* final_transmittance;     // (views * tiles, 256)
-  std::int32_t* last;         // (views * tiles, 256): place in the tile of the last one drawn, or -1
+  S* checkpoints;             // (buckets, 1 + sums, 256): transmittance and sums before a bucket
+  S* final_sums;              // (tiles, sums, 256)
+  S* final_transmittance;     // (tiles, 256)
+  std::int32_t* last;         // (tiles, 256): place in the tile of the last one drawn, or -1
 };
 
 template <typename S>
@@ -82,7 +84,7 @@ void place_splats(void* scratch, std::int64_t bytes, const std::uint32_t* order,
                   const std::int32_t* tiles, std::int64_t splats, std::int64_t* counts,
                   std::int64_t* offsets, cudaStream_t stream);
 
-// Lists the pairs by slot. Key: the tile's number over all views in 32 bits; or in 64 bits, above
+// Lists the pairs by slot. Key: the tile's number in 32 bits; or in 64 bits, above
 // the bits of the depth.
 template <typename S, typename Key>
 void list_pairs(const Inputs<S>& in, const SplatArrays<S>& splats, const std::uint32_t* order,
@@ -99,19 +101,32 @@ template <typename S>
 void blend(const Inputs<S>& in, const SplatArrays<S>& splats, const PairArrays& pairs,
            const Outputs<S>& out, const KeptArrays<S>& kept, cudaStream_t stream);
 
-// Moments and feature gradients per slot: (pairs, value_stride(features)).
-GR_HD constexpr int value_stride(int features) { return (kMoments + features + 3) / 4 * 4; }
+// Moments and gradients of the sums per slot: (pairs, value_stride(sums)). Only wanted ones are set.
+GR_HD constexpr int value_stride(int sums) { return (kMoments + sums + 3) / 4 * 4; }
+
+// The sums of a pixel whose gradients are wanted: with `shared`, all of them.
+struct WantedSums {
+  int first, end;
+};
+
+template <typename S>
+WantedSums wanted_sums(const Inputs<S>& in, const Wanted& wanted) {
+  if (wanted.moments || in.shared) return {0, in.sums()};
+  return {wanted.first, wanted.end};
+}
 
 template <typename S>
 void blend_backward(const Inputs<S>& in, const SplatArrays<S>& splats, const PairArrays& pairs,
                     std::int64_t most_buckets, const ImageGradients<S>& image,
-                    const KeptArrays<S>& kept, S* pair_values, cudaStream_t stream);
+                    const Wanted& wanted, const KeptArrays<S>& kept, S* pair_values,
+                    cudaStream_t stream);
 
 // Adds up the pairs of every splat, in the order of the slots, into sums (splats, value_stride), and
 // takes them on to the inputs.
 template <typename S>
 void project_backward(const Inputs<S>& in, const SplatArrays<S>& splats, const S* pair_values,
-                      S* sums, const InputGradients<S>& grad, cudaStream_t stream);
+                      S* sums, const Wanted& wanted, const InputGradients<S>& grad,
+                      cudaStream_t stream);
 
 template <typename S>
 void mark_visible(const S* positions, const S* view, std::int64_t count, bool* visible,

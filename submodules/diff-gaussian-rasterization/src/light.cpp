@@ -57,7 +57,8 @@ void add(PairCounts& sums, const PairCounts& more) {
 
 template <typename S>
 PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index) {
-  const int tx = index % in.tiles_x(), ty = index / in.tiles_x();
+  const int in_stack = index % (in.tiles_x() * in.tiles_y());
+  const int tx = in_stack % in.tiles_x(), ty = in_stack / in.tiles_x();
   CountedTile<S> tile(state.last.data() + std::size_t(index) * kTilePixels,
                       in.width - tx * kTile, in.height - ty * kTile);
   PairCounts counts;
@@ -203,7 +204,7 @@ PairCounts count_pairs(const Inputs<S>& in, const ViewState<S>& state, int threa
   Buffer<PairCounts> per_worker;
   per_worker.resize(threads);
   for (int worker = 0; worker < threads; ++worker) per_worker[worker] = PairCounts();
-  parallel_for(in.tiles_x() * in.tiles_y(), threads,
+  parallel_for(in.tiles(), threads,
                [&](int t, int worker) { add(per_worker[worker], count_tile(in, state, t)); });
   PairCounts all;
   for (int worker = 0; worker < threads; ++worker) add(all, per_worker[worker]);

@@ -25,43 +25,73 @@ std::uint16_t row_bits(Span span) {
   return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
 }
 
-// Appends the tiles that the footprint touches.
+// Appends the tiles that the footprint touches, numbered from `first_tile`.
 template <typename S>
-void list_touches(const Footprint<S>& f, int tiles_x, Touches& touches) {
+void list_touches(const Footprint<S>& f, int tiles_x, int first_tile, Touches& touches) {
   for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
     const Span span = tile_span(f, ty);
     for (int tx = span.first; tx <= span.last; ++tx) {
       const std::uint16_t rows = row_bits(row_span(f, tx, ty));
-      if (rows != 0) touches.push({static_cast<std::uint32_t>(ty * tiles_x + tx), rows});
+      if (rows != 0) touches.push({static_cast<std::uint32_t>(first_tile + ty * tiles_x + tx), rows});
     }
   }
 }
 
+// Goes through the Gaussians of all layers in ascending order and says where the tensors of each are.
+template <typename S>
+class Walk {
+ public:
+  Walk(const Inputs<S>& in, int first) : in_(in), layer_(in.layer_of(first)) { to(first); }
+
+  void to(int i) {
+    while (layer_ + 1 < in_.layers && i >= in_.layer_start[layer_ + 1]) ++layer_;
+    local_ = in_.parts != nullptr ? i - in_.layer_start[layer_] : i;
+  }
+  int layer() const { return layer_; }
+  int local() const { return local_; }  // its row
+  int part() const { return in_.parts != nullptr ? layer_ : 0; }
+  const Inputs<S>& inputs() const { return in_.parts != nullptr ? in_.parts[layer_] : in_; }
+
+ private:
+  const Inputs<S>& in_;
+  int layer_, local_ = 0;
+};
+
 // A Gaussian that lands on the image.
 template <typename S>
 struct Candidate {
-  int gaussian;
+  int gaussian, layer;
+  const Inputs<S>* inputs;  // where its tensors are
+  int local;                // its row in them
   Splat<S> splat;
   TileRect rect;
 };
 
 template <typename S>
-bool find_candidate(const Inputs<S>& in, int v, int i, const Camera<S>& camera,
+bool find_candidate(const Walk<S>& at, int v, int i, const Camera<S>& camera,
                     Candidate<S>& candidate) {
   candidate.gaussian = i;
-  return project_gaussian(in, v, i, camera, candidate.splat, candidate.rect);
+  candidate.layer = at.layer();
+  candidate.inputs = &at.inputs();
+  candidate.local = at.local();
+  return project_gaussian(at.inputs(), v, at.local(), camera, candidate.splat, candidate.rect);
 }
 
-// Writes the record of a candidate and lists its tiles; false if its colour is not finite.
+// Writes the record of a candidate and lists its tiles; false if a feature is not finite.
 template <typename S>
-bool finish_candidate(const Inputs<S>& in, int v, const Camera<S>& camera,
-                      const Candidate<S>& candidate, S* record, Touches& touches) {
-  const int i = candidate.gaussian;
+bool finish_candidate(int v, const Camera<S>& camera, const Candidate<S>& candidate, S* record,
+                      Touches& touches) {
+  const Inputs<S>& in = *candidate.inputs;
+  const int i = candidate.local;
   const S opacity = input_opacity(in, v, i);
-  if (!color_features(in, v, i, camera, input_mean(in, v, i), record + kGeometry)) return false;
-  record[kGeometry + in.channels] = candidate.splat.depth;
+  S* features = record + kGeometry;
+  if (!color_features(in, v, i, camera, input_mean(in, v, i), features)) return false;
+  if (!further_features(in, v, i, candidate.splat.depth, features)) return false;
   geometry_record(candidate.splat, opacity, record);
-  list_touches(footprint(candidate.splat, opacity, candidate.rect), in.tiles_x(), touches);
+  record[kPlane] = in.shared ? S(candidate.layer * in.features()) : S(0);
+  const int first_tile = in.shared ? 0 : candidate.layer * in.tiles_x() * in.tiles_y();
+  list_touches(footprint(candidate.splat, opacity, candidate.rect), in.tiles_x(), first_tile,
+               touches);
   return true;
 }
 
@@ -80,19 +110,21 @@ void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>&
   const Camera<S> camera = in.camera(v);
   Candidate<S> found[kChunk];
   int count = 0;
+  Walk<S> at(in, begin);
   for (int i = begin; i < end; ++i) {
     radii[i] = 0;
     state.first_slot[i] = 0;
-    count += find_candidate(in, v, i, camera, found[count]) ? 1 : 0;
+    at.to(i);
+    count += find_candidate(at, v, i, camera, found[count]) ? 1 : 0;
   }
   touches.clear();
   for (int c = 0; c < count; ++c) {
     constexpr int ahead = 4;
-    if (c + ahead < count) prefetch_color(in, v, found[c + ahead].gaussian);
+    if (c + ahead < count) prefetch_color(*found[c + ahead].inputs, v, found[c + ahead].local);
     const int i = found[c].gaussian;
     const std::size_t before = touches.size();
     S* record = state.records.data() + std::size_t(i) * state.record_stride;
-    if (!finish_candidate(in, v, camera, found[c], record, touches)) continue;
+    if (!finish_candidate(v, camera, found[c], record, touches)) continue;
     radii[i] = static_cast<std::int32_t>(found[c].splat.radius);
     depths[i] = found[c].splat.depth;
     state.first_slot[i] = static_cast<std::uint32_t>(touches.size() - before);
@@ -137,6 +169,17 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
 
 namespace {
 
+// The gradients of the colour and of the further features; returns the colour's part for the mean.
+// `features` are those that were blended, `sum` their gradients from wanted.first on.
+template <typename S>
+Vec3<S> planes_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                        Vec3<S> mean, const S* features, const S* sum, const Wanted& wanted,
+                        const InputGradients<S>& grad) {
+  emit(grad.extra, v, i, in.extras, sum + (in.channels - wanted.first));
+  if (wanted.first > 0) return {S(0), S(0), S(0)};
+  return color_backward(in, v, i, camera, mean, features, sum, grad);
+}
+
 // Adds up the tiles of Gaussian i in a fixed order; false if no pixel saw it.
 template <typename S>
 bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint32_t last, S* sum) {
@@ -150,34 +193,53 @@ bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint3
   return any;
 }
 
+// The gradients of a Gaussian that pixels saw, from what they gathered.
+template <typename S>
+void splat_backward(const Walk<S>& at, int v, const Camera<S>& camera, const S* record,
+                    const S* sum, const Wanted& wanted, const InputGradients<S>& grad) {
+  const Inputs<S>& in = at.inputs();
+  const int i = at.local();
+  const S* by_feature = sum + (wanted.moments ? kMoments : 0);
+  const auto by_planes = [&](Vec3<S> mean) {
+    return planes_backward(in, v, i, camera, mean, record + kGeometry, by_feature, wanted, grad);
+  };
+  if (wanted.moments) {
+    const bool has_depth = wanted.end > in.depth_feature();
+    const S grad_depth = has_depth ? by_feature[in.depth_feature()] : S(0);
+    gaussian_backward(in, v, i, camera, record[kOpacity], sum, grad_depth, grad, by_planes);
+  } else {
+    by_planes(input_mean(in, v, i));
+  }
+}
+
 }  // namespace
 
 template <typename S>
 void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                           const PairGradients<S>& pairs, bool has_depth,
-                           const InputGradients<S>& grad) {
+                           const PairGradients<S>& pairs, const Wanted& wanted,
+                           const InputGradients<S>* grads) {
   const Camera<S> camera = in.camera(v);
   const int n = in.gaussians;
   Buffer<S> sums;
   sums.resize(std::size_t(pairs.stride) * threads);
   parallel_for(chunk_count(n), threads, [&](int chunk, int worker) {
     S* sum = sums.data() + std::size_t(pairs.stride) * worker;
-    const int end = std::min(n, (chunk + 1) * kChunk);
-    for (int i = chunk * kChunk; i < end; ++i) {
+    const int begin = chunk * kChunk, end = std::min(n, begin + kChunk);
+    Walk<S> at(in, begin), next(in, begin);
+    for (int i = begin; i < end; ++i) {
+      at.to(i);
       constexpr int ahead = 8;
       if (i + ahead < end && state.first_slot[i + ahead] < state.first_slot[i + ahead + 1]) {
-        prefetch_color(in, v, i + ahead);
+        next.to(i + ahead);
+        if (wanted.first == 0) prefetch_color(next.inputs(), v, next.local());
         prefetch(state.records.data() + std::size_t(i + ahead) * state.record_stride);
       }
+      const InputGradients<S>& grad = grads[at.part()];
       if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum)) {
         const S* record = state.records.data() + std::size_t(i) * state.record_stride;
-        gaussian_backward(in, v, i, camera, record[kOpacity], sum, has_depth, grad,
-                          [&](Vec3<S> mean) {
-                            return color_backward(in, v, i, camera, mean, record + kGeometry,
-                                                  sum + kMoments, grad);
-                          });
+        splat_backward(at, v, camera, record, sum, wanted, grad);
       } else {
-        emit_zeros(in, v, i, grad);
+        emit_zeros(at.inputs(), v, at.local(), grad);
       }
     }
   });
@@ -187,7 +249,8 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
   template void project_view(const Inputs<S>&, int, int, ViewState<S>&, std::int32_t*,          \
                              Projected<S>&);                                                    \
   template void project_view_backward(const Inputs<S>&, int, int, const ViewState<S>&,          \
-                                      const PairGradients<S>&, bool, const InputGradients<S>&);
+                                      const PairGradients<S>&, const Wanted&,                   \
+                                      const InputGradients<S>*);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)
 

@@ -165,13 +165,27 @@ __device__ __forceinline__ std::uint64_t depth_key(double depth) {
   return static_cast<std::uint64_t>(__double_as_longlong(depth));
 }
 
-// Fills everything about a splat that is drawn; returns the number of its tiles.
+// The place of a Gaussian's features among those of a splat.
 template <typename S>
-__device__ int fill_splat(const Inputs<S>& in, std::int64_t number, const Splat<S>& splat,
-                          const TileRect& rect, S opacity, const SplatArrays<S>& out) {
-  S* features = out.features + number * out.feature_stride;
-  features[in.channels] = splat.depth;
-  for (int k = in.features(); k < out.feature_stride; ++k) features[k] = S(0);
+__device__ __forceinline__ int first_sum(const Inputs<S>& in, std::int64_t i) {
+  return in.shared ? in.layer_of(i) * in.features() : 0;
+}
+
+// Fills the features of a splat; false if one is not finite.
+template <typename S>
+__device__ bool fill_features(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
+                              S depth, S* features, int stride) {
+  const int first = first_sum(in, i), end = first + in.features();
+  for (int k = 0; k < first; ++k) features[k] = S(0);
+  for (int k = end; k < stride; ++k) features[k] = S(0);
+  return fetch_color(in, v, i, camera, input_mean(in, v, i), features + first) &&
+         further_features(in, v, i, depth, features + first);
+}
+
+// Fills the rest about a splat that is drawn; returns the number of its tiles.
+template <typename S>
+__device__ int fill_splat(std::int64_t number, const Splat<S>& splat, const TileRect& rect,
+                          S opacity, const SplatArrays<S>& out) {
   out.geometry[number] = geometry_of(splat, opacity);
   Footprint<S>* footprint = out.footprints + number;
   *footprint = gr::footprint(splat, opacity, rect);
@@ -194,10 +208,10 @@ project_kernel(Inputs<S> in, SplatArrays<S> out, std::int32_t* radii) {
   TileRect rect;
   int tiles = 0, radius = 0;
   if (project_gaussian(in, v, i, camera, splat, rect) &&
-      fetch_color(in, v, i, camera, input_mean(in, v, i),
-                  out.features + number * out.feature_stride)) {
+      fill_features(in, v, i, camera, splat.depth, out.features + number * out.feature_stride,
+                    out.feature_stride)) {
     radius = static_cast<int>(splat.radius);
-    tiles = fill_splat(in, number, splat, rect, input_opacity(in, v, i), out);
+    tiles = fill_splat(number, splat, rect, input_opacity(in, v, i), out);
   }
   radii[number] = radius;
   out.tiles[number] = tiles;
@@ -226,8 +240,9 @@ template <typename S, typename Key>
 __device__ void list_tiles(const Inputs<S>& in, const SplatArrays<S>& splats, std::int32_t number,
                            std::int64_t slot, int offset, int step, const PairList<Key>& list) {
   const Footprint<S>* footprint = splats.footprints + number;
-  const std::uint32_t first_tile =
-      std::uint32_t(number / in.gaussians) * std::uint32_t(in.tiles_x() * in.tiles_y());
+  const int stack = in.shared ? 0 : in.layer_of(number % in.gaussians);
+  const std::uint32_t first_tile = std::uint32_t(number / in.gaussians * in.stacks() + stack) *
+                                   std::uint32_t(in.tiles_x() * in.tiles_y());
   for (int ty = footprint->rect.y0; ty < footprint->rect.y1; ++ty) {
     const Span span = stored_span(footprint, ty);
     for (int tx = span.first + offset; tx <= span.last; tx += step) {
@@ -264,26 +279,54 @@ list_kernel(Inputs<S> in, SplatArrays<S> splats, std::int64_t count, const std::
   }
 }
 
+// Columns [first, first + count) of the values of a pair.
+struct Columns {
+  int first, count, stride;
+};
+
 // Consecutive threads add up consecutive numbers of a splat, so that a warp reads whole rows.
 template <typename S>
 __global__ void __launch_bounds__(kBlock)
-reduce_kernel(SplatArrays<S> splats, std::int64_t count, int stride, const S* pair_values,
+reduce_kernel(SplatArrays<S> splats, std::int64_t count, Columns columns, const S* pair_values,
               S* sums) {
   const std::int64_t at = native::global_index();
-  if (at >= count * stride) return;
-  const std::int64_t number = at / stride;
+  if (at >= count * columns.count) return;
+  const std::int64_t number = at / columns.count;
+  const int column = columns.first + static_cast<int>(at % columns.count);
   const int tiles = splats.tiles[number];
   if (tiles == 0) return;
-  const S* value = pair_values + std::int64_t(splats.first_slot[number]) * stride + at % stride;
+  const std::int64_t slot = splats.first_slot[number];
+  const S* value = pair_values + slot * columns.stride + column;
   S sum = *value;
-  for (int k = 1; k < tiles; ++k) sum += value[std::int64_t(k) * stride];
-  sums[at] = sum;
+  for (int k = 1; k < tiles; ++k) sum += value[std::int64_t(k) * columns.stride];
+  sums[number * columns.stride + column] = sum;
+}
+
+// Everything that splat `number`, Gaussian i in view v, hands on; `sum` is what its pairs add up to.
+template <typename S>
+__device__ void splat_backward(const Inputs<S>& in, const SplatArrays<S>& splats, int v,
+                               std::int64_t i, std::int64_t number, const S* sum,
+                               const Wanted& wanted, const InputGradients<S>& grad) {
+  const Camera<S> camera = in.camera(v);
+  const int first = first_sum(in, i);
+  const S* features = splats.features + number * splats.feature_stride + first;
+  const S* by_feature = sum + kMoments + first;
+  emit(grad.extra, v, i, in.extras, by_feature + in.channels);
+  const auto by_color = [&](Vec3<S> mean) {
+    return fetch_color_backward(in, v, i, camera, mean, features, by_feature, grad);
+  };
+  if (wanted.moments) {
+    gaussian_backward(in, v, i, camera, splats.geometry[number].opacity, sum,
+                      by_feature[in.depth_feature()], grad, by_color);
+  } else if (wanted.first == 0) {
+    by_color(input_mean(in, v, i));
+  }
 }
 
 // All views of a Gaussian by one thread, one after the other: shared gradients need no atomics.
 template <typename S>
 __global__ void __launch_bounds__(kBlock)
-backward_kernel(Inputs<S> in, SplatArrays<S> splats, int stride, const S* sums,
+backward_kernel(Inputs<S> in, SplatArrays<S> splats, int stride, const S* sums, Wanted wanted,
                 InputGradients<S> grad) {
   const std::int64_t i = native::global_index();
   if (i >= in.gaussians) return;
@@ -291,16 +334,9 @@ backward_kernel(Inputs<S> in, SplatArrays<S> splats, int stride, const S* sums,
     const std::int64_t number = std::int64_t(v) * in.gaussians + i;
     if (splats.tiles[number] == 0) {
       emit_zeros(in, v, i, grad);
-      continue;
+    } else {
+      splat_backward(in, splats, v, i, number, sums + number * stride, wanted, grad);
     }
-    const Camera<S> camera = in.camera(v);
-    const S* sum = sums + number * stride;
-    gaussian_backward(in, v, i, camera, splats.geometry[number].opacity, sum, true, grad,
-                      [&](Vec3<S> mean) {
-                        return fetch_color_backward(
-                            in, v, i, camera, mean,
-                            splats.features + number * splats.feature_stride, sum + kMoments, grad);
-                      });
   }
 }
 
@@ -334,13 +370,18 @@ void list_pairs(const Inputs<S>& in, const SplatArrays<S>& splats, const std::ui
 
 template <typename S>
 void project_backward(const Inputs<S>& in, const SplatArrays<S>& splats, const S* pair_values,
-                      S* sums, const InputGradients<S>& grad, cudaStream_t stream) {
+                      S* sums, const Wanted& wanted, const InputGradients<S>& grad,
+                      cudaStream_t stream) {
   const std::int64_t count = std::int64_t(in.views) * in.gaussians;
-  const int stride = value_stride(in.features());
-  native::launch(reduce_kernel<S>, dim3(native::blocks_for(count * stride, kBlock)), dim3(kBlock),
-                 stream, splats, count, stride, pair_values, sums);
+  const int stride = value_stride(in.sums());
+  const WantedSums range = wanted_sums(in, wanted);
+  const Columns columns = wanted.moments
+                              ? Columns{0, stride, stride}
+                              : Columns{kMoments + range.first, range.end - range.first, stride};
+  native::launch(reduce_kernel<S>, dim3(native::blocks_for(count * columns.count, kBlock)),
+                 dim3(kBlock), stream, splats, count, columns, pair_values, sums);
   native::launch(backward_kernel<S>, dim3(native::blocks_for(in.gaussians, kBlock)), dim3(kBlock),
-                 stream, in, splats, stride, sums, grad);
+                 stream, in, splats, stride, sums, wanted, grad);
 }
 
 template <typename S>
@@ -356,7 +397,7 @@ void mark_visible(const S* positions, const S* view, std::int64_t count, bool* v
                            const std::int64_t*, std::uint32_t*, std::uint32_t*, std::int32_t*,   \
                            cudaStream_t);                                                        \
   template void project_backward(const Inputs<S>&, const SplatArrays<S>&, const S*, S*,          \
-                                 const InputGradients<S>&, cudaStream_t);                        \
+                                 const Wanted&, const InputGradients<S>&, cudaStream_t);         \
   template void mark_visible(const S*, const S*, std::int64_t, bool*, cudaStream_t);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)

@@ -1,6 +1,7 @@
 // The stages in their order, and the memory that passes from one render to the next.
 #include "rasterizer.h"
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 
@@ -59,31 +60,47 @@ RenderState<S>::~RenderState() {
 }
 
 template <typename S>
-std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, int threads) {
+std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, bool keep,
+                                       int threads) {
   auto state = std::make_unique<RenderState<S>>();
   Projected<S> projected = Spares<Projected<S>>::take();
   const std::size_t chunks = chunk_count(in.gaussians);
   if (projected.touches.size() < chunks) projected.touches.resize(chunks);
   for (int v = 0; v < in.views; ++v) {
-    state->views.push_back(Spares<ViewState<S>>::take());
+    if (keep || v == 0) state->views.push_back(Spares<ViewState<S>>::take());
     ViewState<S>& view = state->views.back();
     std::int32_t* radii = out.radii + std::int64_t(v) * in.gaussians;
     stages(S()).project(in, v, threads, view, radii, projected);
     bin_view(in, threads, projected, view);
-    stages(S()).blend(in, v, threads, view, out);
+    stages(S()).blend(in, v, threads, keep, view, out);
   }
   Spares<Projected<S>>::give(std::move(projected));
-  return state;
+  return keep ? std::move(state) : nullptr;
+}
+
+template <typename S>
+Wanted wanted_of_all(const Inputs<S>& in, const std::vector<InputGradients<S>>& grads,
+                     bool has_depth) {
+  Wanted wanted = wanted_of(in, grads[0], has_depth);
+  for (const InputGradients<S>& grad : grads) {
+    const Wanted own = wanted_of(in, grad, has_depth);
+    wanted.moments = wanted.moments || own.moments;
+    wanted.first = std::min(wanted.first, own.first);
+    wanted.end = std::max(wanted.end, own.end);
+  }
+  return wanted;
 }
 
 template <typename S>
 void render_backward(const Inputs<S>& in, const RenderState<S>& state,
-                     const ImageGradients<S>& image, const InputGradients<S>& grad, int threads) {
+                     const ImageGradients<S>& image, const std::vector<InputGradients<S>>& grads,
+                     int threads) {
+  const Wanted wanted = wanted_of_all(in, grads, image.depth != nullptr);
   PairGradients<S> pairs = Spares<PairGradients<S>>::take();
   for (int v = 0; v < in.views; ++v) {
     const ViewState<S>& view = state.views[v];
-    stages(S()).blend_backward(in, v, threads, view, image, pairs);
-    stages(S()).project_backward(in, v, threads, view, pairs, image.depth != nullptr, grad);
+    stages(S()).blend_backward(in, v, threads, view, image, wanted, pairs);
+    stages(S()).project_backward(in, v, threads, view, pairs, wanted, grads.data());
   }
   Spares<PairGradients<S>>::give(std::move(pairs));
 }
@@ -96,11 +113,12 @@ void mark_visible(const S* positions, const S* view, int count, bool* visible) {
   }
 }
 
-#define GR_INSTANTIATE(S)                                                                    \
-  template struct RenderState<S>;                                                            \
-  template std::unique_ptr<RenderState<S>> render(const Inputs<S>&, const Outputs<S>&, int); \
-  template void render_backward(const Inputs<S>&, const RenderState<S>&,                     \
-                                const ImageGradients<S>&, const InputGradients<S>&, int);    \
+#define GR_INSTANTIATE(S)                                                                          \
+  template struct RenderState<S>;                                                                  \
+  template std::unique_ptr<RenderState<S>> render(const Inputs<S>&, const Outputs<S>&, bool, int); \
+  template void render_backward(const Inputs<S>&, const RenderState<S>&,                           \
+                                const ImageGradients<S>&, const std::vector<InputGradients<S>>&,   \
+                                int);                                                              \
   template void mark_visible(const S*, const S*, int, bool*);
 GR_INSTANTIATE(float)
 GR_INSTANTIATE(double)

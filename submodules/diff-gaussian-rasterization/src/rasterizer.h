@@ -12,7 +12,8 @@
 namespace gr {
 
 // Where the pieces of a splat's record lie; features follow the geometry.
-enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kGeometry = 8 };
+// kPlane: the first of the pixel's sums that the features are added to.
+enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kPlane, kGeometry = 8 };
 
 // One splat in one tile.
 struct Pair {
@@ -20,7 +21,8 @@ struct Pair {
   std::uint32_t slot;  // its place among the splat's tiles, ordered by Gaussian
 };
 
-// Everything that the backward pass of one view needs.
+// Everything that the backward pass of one view needs. Tiles are those of all its stacks, one after
+// the other.
 template <typename S>
 struct ViewState {
   int record_stride = 0;
@@ -29,6 +31,7 @@ struct ViewState {
   Buffer<std::uint32_t> tile_start;  // (tiles + 1)
   Buffer<Pair> pairs;                // by tile, then front to back
   Buffer<std::uint16_t> rows;        // per pair: bit y set if pixel row y of the tile is touched
+  // Only if there will be a backward pass:
   Buffer<S> transmittance;           // (tiles, 256) after the last contributor
   Buffer<S> last;                    // (tiles, 256) position of the last contributor, -1 if none
 
@@ -45,12 +48,16 @@ struct RenderState {
   ~RenderState();  // hands the memory to the next render
 };
 
+// With `keep` returns what the backward pass needs, else null.
 template <typename S>
-std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, int threads);
+std::unique_ptr<RenderState<S>> render(const Inputs<S>& in, const Outputs<S>& out, bool keep,
+                                       int threads);
 
+// `grads`: of each of in.parts, or one.
 template <typename S>
 void render_backward(const Inputs<S>& in, const RenderState<S>& state,
-                     const ImageGradients<S>& image, const InputGradients<S>& grad, int threads);
+                     const ImageGradients<S>& image, const std::vector<InputGradients<S>>& grads,
+                     int threads);
 
 // True where the view-space z of a position is beyond the near plane.
 template <typename S>
@@ -97,10 +104,11 @@ template <typename S>
 void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
               ViewState<S>& state);
 
-// Sums, per pair, of the gradients over the pixels of a tile: the moments, then the features.
+// Sums, per pair, of the gradients over the pixels of a tile: the moments, then the features, of
+// which only the wanted ones.
 template <typename S>
 struct PairGradients {
-  int stride = 0;                // kMoments + features with a gradient
+  int stride = 0;
   Buffer<S> values;              // (pairs, stride) by slot
   Buffer<std::uint8_t> written;  // (pairs)
 };
@@ -113,11 +121,11 @@ template <typename S>
 struct Stages {
   void (*project)(const Inputs<S>&, int v, int threads, ViewState<S>&, std::int32_t* radii,
                   Projected<S>&);
-  void (*blend)(const Inputs<S>&, int v, int threads, ViewState<S>&, const Outputs<S>&);
+  void (*blend)(const Inputs<S>&, int v, int threads, bool keep, ViewState<S>&, const Outputs<S>&);
   void (*blend_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
-                         const ImageGradients<S>&, PairGradients<S>&);
+                         const ImageGradients<S>&, const Wanted&, PairGradients<S>&);
   void (*project_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
-                           const PairGradients<S>&, bool has_depth, const InputGradients<S>&);
+                           const PairGradients<S>&, const Wanted&, const InputGradients<S>* grads);
   PairCounts (*count_pairs)(const Inputs<S>&, const ViewState<S>&, int threads);
 };
 

@@ -11,19 +11,20 @@ template <typename S>
 void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
                   std::int32_t* radii, Projected<S>& projected);
 
-// Draws the tiles of one view; keeps transmittance and last contributors.
+// Draws the tiles of one view; with `keep` keeps transmittance and last contributors.
 template <typename S>
-void blend_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
+void blend_view(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S>& state,
                 const Outputs<S>& out);
 
 template <typename S>
 void blend_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                         const ImageGradients<S>& image, PairGradients<S>& pairs);
+                         const ImageGradients<S>& image, const Wanted& wanted,
+                         PairGradients<S>& pairs);
 
 template <typename S>
 void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewState<S>& state,
-                           const PairGradients<S>& pairs, bool has_depth,
-                           const InputGradients<S>& grad);
+                           const PairGradients<S>& pairs, const Wanted& wanted,
+                           const InputGradients<S>* grads);
 
 }  // namespace NATIVE_LEVEL
 }  // namespace gr

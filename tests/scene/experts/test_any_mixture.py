@@ -12,6 +12,7 @@ from arguments_MoDE.config import Config
 from arguments_MoDE.saved import save_config
 from scene.experts import REGISTRY
 from training.checkpoint import load_run
+from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:hash grids")
 
@@ -83,3 +84,24 @@ def test_every_trained_tensor_of_an_expert_has_a_gradient(name, tmp_path):
 def test_its_name_is_that_of_the_registry(name):
     model = tiny.build_model(tiny.scene(), config((name,)))
     assert model.experts[name].name == name
+
+
+@pytest.mark.parametrize("experts", [("keyframe",), ("hexplane", "keyframe", "polynomial")])
+def test_sets_and_temporal_opacity_train_and_survive_saving(experts, tmp_path):
+    settings = config(experts, MoE_opacity=True)
+    settings.motion.keyframe_sets = settings.motion.keyframe_opacity = True
+    settings.motion.keyframe_extract_interval, settings.motion.keyframe_extract_share = 1, 0.3
+    settings.motion.trbf_spread = True
+    train_and_reload(tmp_path, settings)
+    dynamic = load_run(tmp_path).model.gaussians["keyframe_dynamic"]
+    assert 0 < dynamic.sum() < len(dynamic)
+
+
+def test_a_run_says_which_of_its_settings_its_parameters_contradict(tmp_path):
+    """As many keyframes as the model has, or none of it is read."""
+    train_and_reload(tmp_path, config(("keyframe",)))
+    settings = config(("keyframe",))
+    settings.motion.keyframe_num += 1
+    save_config(settings, tmp_path / "config.json")
+    with pytest.raises(UserError, match="keyframe_xyz has shape"):
+        load_run(tmp_path)

@@ -21,22 +21,49 @@ struct Batched {
   GR_HD bool adds(int view) const { return stride == 0 && view > 0; }
 };
 
+// A view is one stack of splats, or one for each layer: each stack has its own transmittance. With
+// `shared` the splats of all layers are in one stack, and each layer has its own sums.
 template <typename S>
 struct Inputs {
-  int views = 0, gaussians = 0, channels = 0, width = 0, height = 0;
+  int views = 0, gaussians = 0, width = 0, height = 0;
+  int channels = 0, extras = 0;      // of colour; further ones, blended beside it
+  int layers = 1;                    // runs of successive Gaussians
+  bool shared = false;
   int sh_rows = 0, sh_degree = 0;  // coefficients stored, degree used
   S scale_modifier = 1;
   bool raw = false;  // scales are logarithms, opacities logits, quaternions of any length
   Batched<const S> means, opacities;            // (N, 3), (N, 1)
-  Batched<const S> sh, colors;                  // (N, sh_rows, 3) or (N, C)
+  Batched<const S> sh, colors, extra;           // (N, sh_rows, 3) or (N, C); (N, F)
   Batched<const S> scales, rotations, cov3d;    // (N, 3) and (N, 4), or (N, 6)
   Batched<const S> view, projection;            // (16) column-major
   Batched<const S> position, tan_fov;           // (3), (2)
-  const S* background = nullptr;                // (C)
+  const S* background = nullptr;                // (C + F)
+  const std::int32_t* layer_start = nullptr;    // (layers + 1)
+  // On the CPU tensors may be those of one layer: then here are the inputs of each.
+  const Inputs* parts = nullptr;
 
   GR_HD int tiles_x() const { return (width + kTile - 1) / kTile; }
   GR_HD int tiles_y() const { return (height + kTile - 1) / kTile; }
-  GR_HD int features() const { return channels + 1; }  // the colour channels and depth
+  GR_HD int stacks() const { return shared ? 1 : layers; }  // of one view
+  GR_HD int tiles() const { return stacks() * tiles_x() * tiles_y(); }  // of one view
+  GR_HD int planes() const { return channels + extras; }  // of an image
+  // Of a Gaussian: planes, with `shared` a 1 whose sum is the layer's alpha, depth.
+  GR_HD int features() const { return planes() + (shared ? 2 : 1); }
+  GR_HD int depth_feature() const { return features() - 1; }
+  GR_HD int sums() const { return features() * (shared ? layers : 1); }  // of a pixel
+  // The layer of Gaussian i: the last one that starts at or before it, empty ones passed over.
+  GR_HD int layer_of(std::int64_t i) const {
+    int low = 0, high = layers;
+    while (high - low > 1) {
+      const int middle = low + (high - low) / 2;
+      if (layer_start[middle] <= i) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
   GR_HD Camera<S> camera(int v) const {
     return make_camera(view.at(v), projection.at(v), position.at(v), tan_fov.at(v), width, height);
   }
@@ -44,7 +71,7 @@ struct Inputs {
 
 template <typename S>
 struct Outputs {
-  S *color, *alpha, *depth;  // (B, C, H, W), (B, 1, H, W), (B, 1, H, W)
+  S *color, *alpha, *depth;  // (B, layers, C + F, H, W), (B, layers, H, W) twice
   std::int32_t* radii;       // (B, N)
 };
 
@@ -55,8 +82,26 @@ struct ImageGradients {
 
 template <typename S>
 struct InputGradients {
-  Batched<S> means, means2d, opacities, sh, colors, scales, rotations, cov3d;  // null for none
+  Batched<S> means, means2d, opacities, sh, colors, extra;  // null for none
+  Batched<S> scales, rotations, cov3d;
 };
+
+// What the pixels have to gather: the moments of the shape, or only features [first, end).
+struct Wanted {
+  bool moments;
+  int first, end;
+
+  GR_HD int count() const { return end - first; }
+};
+
+template <typename S>
+inline Wanted wanted_of(const Inputs<S>& in, const InputGradients<S>& grad, bool has_depth) {
+  if (grad.means || grad.means2d || grad.opacities || grad.scales || grad.rotations || grad.cov3d) {
+    return {true, 0, has_depth ? in.features() : in.features() - 1};
+  }
+  return {false, grad.sh || grad.colors ? 0 : in.channels,
+          grad.extra ? in.planes() : in.channels};
+}
 
 template <typename S>
 GR_HD S input_opacity(const Inputs<S>& in, int v, std::int64_t i) {
@@ -154,6 +199,17 @@ GR_HD Vec3<S> clamp_color_backward(const S* features, const S* grad) {
           features[2] > S(0) ? grad[2] : S(0)};
 }
 
+// Copies `count` values; false if one is not finite.
+template <typename S>
+GR_HD bool copy_features(const S* from, int count, S* to) {
+  bool finite = true;
+  for (int k = 0; k < count; ++k) {
+    to[k] = from[k];
+    finite = finite && is_finite(from[k]);
+  }
+  return finite;
+}
+
 // Colour channels of Gaussian i into `features`; false if one is not finite.
 template <typename S>
 GR_HD bool color_features(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
@@ -162,13 +218,15 @@ GR_HD bool color_features(const Inputs<S>& in, int v, std::int64_t i, const Came
     const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
     return clamp_color(sh_color(in.sh_degree, mean - camera.position, sh), features);
   }
-  const S* color = in.colors.at(v) + i * in.channels;
-  bool finite = true;
-  for (int k = 0; k < in.channels; ++k) {
-    features[k] = color[k];
-    finite = finite && is_finite(color[k]);
-  }
-  return finite;
+  return copy_features(in.colors.at(v) + i * in.channels, in.channels, features);
+}
+
+// The rest of them; false if one is not finite.
+template <typename S>
+GR_HD bool further_features(const Inputs<S>& in, int v, std::int64_t i, S depth, S* features) {
+  if (in.shared) features[in.planes()] = S(1);
+  features[in.depth_feature()] = depth;
+  return copy_features(in.extra.at(v) + i * in.extras, in.extras, features + in.channels);
 }
 
 // Sets or adds `count` values.
@@ -197,6 +255,7 @@ GR_HD void emit_zeros(const Inputs<S>& in, int v, std::int64_t i, const InputGra
   emit_zero(grad.opacities, v, i, 1);
   emit_zero(grad.sh, v, i, 3 * in.sh_rows);
   emit_zero(grad.colors, v, i, in.channels);
+  emit_zero(grad.extra, v, i, in.extras);
   emit_zero(grad.scales, v, i, 3);
   emit_zero(grad.rotations, v, i, 4);
   emit_zero(grad.cov3d, v, i, 6);
@@ -253,24 +312,24 @@ GR_HD void shape_backward(const Inputs<S>& in, int v, std::int64_t i, const Sym3
   emit(grad.rotations, v, i, 4, grad_rotation);
 }
 
-// The gradients of Gaussian i in view v. `opacity` is the one that was blended; `sum` has what the
-// pixels gathered: kMoments moments, then one gradient per feature. `by_color(mean)` does the colour
+// The gradients of Gaussian i in view v, but for those of its planes. `opacity` is the one that was
+// blended; `moments` and `grad_depth` are what the pixels gathered. `by_color(mean)` does the colour
 // and returns its part for the mean.
 template <typename S, typename ByColor>
 GR_HD void gaussian_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
-                             S opacity, const S* sum, bool has_depth,
+                             S opacity, const S* moments, S grad_depth,
                              const InputGradients<S>& grad, const ByColor& by_color) {
   const Vec3<S> mean = input_mean(in, v, i);
   const Sym3<S> cov = input_covariance(in, v, i);
   Splat<S> splat;
   if (!project(camera, mean, cov, splat)) return emit_zeros(in, v, i, grad);
-  SplatGrad<S> g = splat_gradient(splat, sum);
-  if (has_depth) g.depth = sum[kMoments + in.channels];
+  SplatGrad<S> g = splat_gradient(splat, moments);
+  g.depth = grad_depth;
   const ProjectionGrad<S> p = project_backward(camera, mean, cov, splat, g);
   const Vec3<S> total = p.mean + by_color(mean);
   const S grad_mean[3] = {total.x, total.y, total.z};
   const S grad_ndc[3] = {p.ndc_x, p.ndc_y, S(0)};
-  const S grad_opacity = in.raw ? sum[0] * (S(1) - opacity) : sum[0] / opacity;
+  const S grad_opacity = in.raw ? moments[0] * (S(1) - opacity) : moments[0] / opacity;
   emit(grad.means, v, i, 3, grad_mean);
   emit(grad.means2d, v, i, 3, grad_ndc);
   emit(grad.opacities, v, i, 1, &grad_opacity);
