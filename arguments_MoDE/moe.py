@@ -54,6 +54,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "save_iterations": (1, 1e9),
     "checkpoint_iterations": (1, 1e9),
     "iteration": (-1, 1e9),
+    "video_frames": (0, 1e6),
+    "cache_gb": (0, 1e6),
 }
 
 
@@ -134,7 +136,7 @@ class DistillArguments:
     )
     distill_lambda_dssim: float = option(0.2, "share of 1 - SSIM in both losses; L1 has the rest")
     distill_lr_scale: float = option(
-        1.0, "factor on the learning rates, which are those that the expert's training ended with"
+        1.0, "factor on the learning rates, whose schedules reach their end with the last iteration"
     )
     source_path: str = option("", "where the scene is now; default: the MoE's", short="s")
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
@@ -246,11 +248,16 @@ def router_params(saved: dict[str, Any], where: object) -> RouterParams:
     wrong = sorted(set(settings) ^ set(saved))
     if wrong:
         raise UserError(f"{where}: setting {wrong[0]} is missing or unknown: train the router anew")
+    params = RouterParams()
+    for name, value in saved.items():
+        try:
+            setattr(params, name, accept(settings[name], value))
+        except TypeError as error:
+            raise UserError(f"{where}: {name} {error}") from None
     try:
-        params = RouterParams(**{k: accept(settings[k], v) for k, v in saved.items()})
-    except TypeError as error:
-        raise UserError(f"{where}: a setting {error}") from None
-    check_ranges(vars(params))
+        check_ranges(vars(params))
+    except UserError as error:
+        raise UserError(f"{where}: {error}; restore the file or train the router anew") from None
     return params
 
 

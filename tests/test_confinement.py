@@ -17,6 +17,7 @@ import pytest
 
 import kills
 import published
+import tiny_moe
 
 WATCH = r'''
 import atexit, json, os, sys
@@ -125,6 +126,31 @@ def test_importing_writes_to_its_destination_alone(root, tmp_path):
     assert outside(seen, out, out.parent, tmp_path / "temporary") == []
     assert [p.name for p in out.parent.iterdir()] == ["ours"]
     assert sorted(p.as_posix() for p in (tmp_path / "theirs").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_mixture_is_trained_pruned_distilled_and_rendered_within_its_folders(root, tmp_path):
+    source = tiny_moe.scene_folder(tmp_path / "scene")
+    runs = tmp_path / "runs"
+    made = tiny_moe.experts(runs / "moe", source)
+    kept = tiny_moe.files_in(made), tiny_moe.files_in(source)
+    moe, common = ["--moe", str(made)], ["--device", "cpu", "--quiet"]
+    commands = {
+        "moe": ["router", "--router_iterations", "2"],
+        "pruned": ["prune", *moe, "--share", "0.2", "--views", "2"],
+        "pupil": ["distill", *moe, "--expert", tiny_moe.NAMES[0], "--distill_iterations", "2"],
+    }
+    for name, (command, *flags) in commands.items():
+        line = [command, "--expname", str(runs / name), *common, *flags]
+        seen = watched(root, tmp_path, "train_moe", *line)
+        assert outside(seen, runs / name, tmp_path / "temporary") == []
+    line = ["--model_path", str(made), "--no-lpips", "--skip_train", *common]
+    seen = watched(root, tmp_path, "render_moe", *line)
+    assert outside(seen, made, tmp_path / "temporary") == []
+    now = tiny_moe.files_in(made)
+    assert {name: now[name] for name in kept[0]} == kept[0]
+    assert tiny_moe.files_in(source) == kept[1]
+    assert sorted(p.name for p in runs.iterdir()) == ["moe", "pruned", "pupil"]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def test_every_makefile_target_is_explained_by_make_help():
     assert explained == targets_of_makefile()
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "demo-static", "demo-moe", "test", "lint", "lpips"])
+@pytest.mark.parametrize(
+    "target", ["setup", "demo", "demo-static", "demo-moe", "test", "lint", "lpips"]
+)
 def test_targets_expand_to_commands(target: str):
     subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=True)
 

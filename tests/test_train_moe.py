@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+import render_moe
 import train_moe
 from training.checkpoint import load_run, saved_iterations
+from training.moe.files import load_moe
 from utils.errors import cli
 from utils.interrupts import Interrupted
 
@@ -152,3 +155,44 @@ def test_ctrl_c_ends_all_members_with_the_code_of_shells(source, tmp_path, monke
     with pytest.raises(SystemExit) as stop:
         cli(lambda _: train(source, tmp_path / "out", *PAIR))
     assert stop.value.code == 130 and len(begun) == 1
+
+
+# ---- all of it ----------------------------------------------------------------------------------
+
+
+def test_from_experts_to_pictures(trained, source, tmp_path):
+    """Experts, router, pruning, distillation, a mixture with the pupil, and its pictures."""
+    common, moe = ["--device", "cpu", "--quiet"], tmp_path / "moe"
+    shutil.copytree(trained, moe)
+
+    def run(command: str, out: Path, *flags: str) -> None:
+        assert train_moe.main([command, "--expname", str(out), *common, *flags]) == 0
+
+    run("router", moe, "--router_iterations", "4")
+    pruned, pupil, again = (tmp_path / name for name in ("pruned", "pupil", "again"))
+    run("prune", pruned, "--moe", str(moe), "--share", "0.5", "--views", "3")
+    run("distill", pupil, "--moe", str(pruned), "--expert", "keyframe", "--distill_iterations", "3")
+    both = [str(pruned / "experts" / "polynomial"), f"keyframe={pupil}"]
+    run("router", again, "--router_iterations", "2", "--experts", *both)
+    counts = {}
+    for folder in (moe, pruned, again):
+        run_of = load_moe(folder)
+        counts[folder] = sum(len(e.gaussians) for e in run_of.model.experts.values())
+    assert counts[moe] == 2 * counts[pruned] == 2 * counts[again] > 100
+    flags = ["--skip_train", "--skip_video", "--no-lpips", *common]
+    assert render_moe.main(["-m", str(again), *flags]) == 0
+    said = json.loads((again / "test" / "ours_2" / "metrics.json").read_text())
+    assert said["experts_used"] == ["polynomial", "keyframe"] and said["psnr"] > 5
+
+
+@pytest.mark.parametrize("command", ["router", "prune", "distill"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_moe.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and f"train_moe.py {command}" in shown and "--expname" in shown
+
+
+def test_a_command_without_its_folder_says_so(capsys):
+    for command in ("router", "prune", "distill"):
+        assert "--expname" in fails(capsys, lambda c=command: train_moe.main([c]))

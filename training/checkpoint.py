@@ -49,6 +49,7 @@ SEALED_FROM = 2
 MOST_CAMERAS, MOST_FRAMES = 10**6, 10**9  # that a scene may have
 MODEL_FILES = ("point_cloud.ply", "model.safetensors")
 FOLDERS = ("point_cloud", "checkpoint")
+RUN_FILES = ("config.json", "metrics.jsonl", "moe.json", "prune.json", "distill.json")
 STATE_KEYS = ("config", "progress", "queue", "sha256")
 MODE_STATE_KEYS = (*STATE_KEYS, "active_sh_degree", "opacity_was_reset")
 MANIFEST_KEYS = ("active_sh_degree", "per_gaussian", "facts", "training_seconds", "sha256")
@@ -355,14 +356,17 @@ def latest_checkpoint(model_path: Path, required: Sequence[str] = MODE_STATE_KEY
     return None
 
 
-def recover(model_path: Path) -> None:
+def recover(model_path: Path, folders: Sequence[str] = FOLDERS) -> None:
     """Tidies up a run folder after processes that were killed while they wrote into it.
 
     What they were writing is removed, what they were about to replace comes back.
+
+    Args:
+        folders: in it, that they write.
     """
-    for name in ("config.json", "metrics.jsonl", *FOLDERS):
+    for name in (*RUN_FILES, *folders):
         clear_leftovers(model_path, name)
-    for name in FOLDERS:
+    for name in folders:
         clear_leftovers(model_path / name)
 
 

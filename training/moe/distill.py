@@ -15,6 +15,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,14 +34,23 @@ from training.checkpoint import (
     recover,
     saved_iterations,
 )
-from training.launch import check_writable, choose_device, set_precision
+from training.launch import check_apart, check_writable, is_run, set_precision
 from training.losses import photometric, to_float
-from training.moe.files import MoERun, check_scene, load_moe
+from training.moe.files import (
+    Member,
+    MoERun,
+    check_scene,
+    check_untouched,
+    device_of,
+    load_moe,
+    router_folder,
+)
 from training.moe.views import MoEViewRenderer
 from training.reports import Report
 from training.trainer import Plan, Progress, Shot, Trainer
 from utils.errors import UserError
-from utils.files import make_folder, remove_folder, sole_user, write_json
+from utils.files import make_folder, remove_folder, sole_user
+from utils.verify import digest, read_sealed, write_sealed
 
 PROG = "train_moe.py distill"
 DESCRIPTION = "Train one expert further, with its MoE as the teacher."
@@ -158,18 +168,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.expert not in teacher.runs:
         known = ", ".join(teacher.runs)
         raise UserError(f"--expert {arguments.expert}: {arguments.moe} has {known}")
+    check_untouched(folder, teacher)
     config = distilled_config(teacher, arguments)
-    if _is_complete(arguments, config):
+    check_apart(folder, config.model.source_path)
+    record = _record(teacher, arguments)
+    if _is_complete(arguments, config, record):
         print(f"{folder} is distilled already with these settings; --overwrite does it anew")
         return 0
-    checkpoint = _starting_point(arguments, config)
+    checkpoint = _starting_point(arguments, config, record)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    device = device_of(arguments.device, teacher.runs, quiet=arguments.quiet)
     set_precision(config)
     torch.manual_seed(config.model.seed)
     scene = load_scene(config.model)
     check_scene(teacher.runs, scene)
+    scene.reserve()
     scene.prepare(scene.train)
     with ExitStack() as held:
         trainer = _trainer(teacher, arguments, config, scene, device, checkpoint, held)
@@ -214,44 +228,64 @@ def _trainer(
     if state is not None:
         trainer.restore(*state)
         report.say(f"continuing from {checkpoint}")
-    write_json(folder / "distill.json", _record(teacher, arguments))
+    write_sealed(folder / "distill.json", _record(teacher, arguments))
     save_config(config, folder / "config.json")  # last: with it the folder counts as a run
     return trainer
 
 
-def _record(teacher: MoERun, arguments: DistillArguments) -> dict:
+def _record(teacher: MoERun, arguments: DistillArguments) -> dict[str, Any]:
+    """What a distillation depends on beside the expert's settings."""
+    own = teacher.runs[arguments.expert]
+    router = router_folder(teacher.model_path, teacher.iteration)
     return {
         "moe": arguments.moe,
         "router_iteration": teacher.iteration,
+        "router_sha256": digest(router / "manifest.json"),
         "expert": arguments.expert,
+        "expert_sha256": Member.of(arguments.expert, own).sha256,
         "distill_lambda": arguments.distill_lambda,
         "distill_lambda_dssim": arguments.distill_lambda_dssim,
         "distill_lr_scale": arguments.distill_lr_scale,
     }
 
 
-def _is_complete(arguments: DistillArguments, config: Config) -> bool:
+def _difference(
+    folder: Path, config: Config, record: dict[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """The first setting in which the run folder's distillation differs, as (name, its, ours)."""
+    saved = read_sealed(folder / "distill.json")[0] if (folder / "distill.json").exists() else {}
+    for key, value in record.items():
+        if key != "moe" and saved.get(key) != value:  # the MoE may have been moved
+            return key, saved.get(key), value
+    return first_difference(load_config(folder / "config.json"), config)
+
+
+def _is_complete(arguments: DistillArguments, config: Config, record: dict[str, Any]) -> bool:
     folder = arguments.model_path
-    if arguments.overwrite or not (folder / "config.json").is_file():
+    if arguments.overwrite or not is_run(folder):
         return False
-    same = first_difference(load_config(folder / "config.json"), config) is None
+    same = _difference(folder, config, record) is None
     return same and config.opt.iterations in saved_iterations(folder)
 
 
-def _starting_point(arguments: DistillArguments, config: Config) -> Path | None:
+def _starting_point(
+    arguments: DistillArguments, config: Config, record: dict[str, Any]
+) -> Path | None:
     """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
     folder = arguments.model_path
+    if (folder / "moe.json").exists() or (folder / "experts").exists():
+        raise UserError(f"{folder} holds a MoE: choose another --expname for the single expert")
     if folder.exists():
         with sole_user(folder):
             recover(folder)
-    if not (folder / "config.json").is_file() or arguments.overwrite:
+    if not is_run(folder) or arguments.overwrite:
         return None
     if not arguments.resume:
         raise UserError(
             f"{folder} holds another or an unfinished run: --resume continues it, "
             f"--overwrite replaces it, or choose another --expname"
         )
-    difference = first_difference(load_config(folder / "config.json"), config)
+    difference = _difference(folder, config, record)
     if difference is not None:
         key, saved, given = difference
         raise UserError(

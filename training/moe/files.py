@@ -25,18 +25,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from arguments_MoDE.config import Config
 from arguments_MoDE.moe import RouterParams, as_dict, router_params
 from scene import Scene
 from scene.moe_gs import MoEGS
 from training.checkpoint import Run, load_run, model_folder, read_versioned, saving
+from training.launch import choose_device
 from utils.errors import UserError, brief
 from utils.files import atomic_file
 from utils.verify import check_file, digest, write_sealed
 
 FORMAT = 1
 FILE = "router.safetensors"
+MOST_ITERATIONS, LONGEST_PATH = 10**9, 4096
+_NAMES = re.compile(r"[A-Za-z0-9_+-]{1,60}")
 # Settings that all experts of a MoE share: they say which pictures they were trained on.
 SAME_SCENE = (
     "source_path",
@@ -105,6 +109,11 @@ def training_temperature(params: RouterParams, iteration: int) -> float:
 # ---- experts ------------------------------------------------------------------------------------
 
 
+def is_name(name: str) -> bool:
+    """Whether an expert may be called so: a folder and a part of a module have this name, too."""
+    return bool(_NAMES.fullmatch(name)) and not hasattr(nn.ModuleDict(), name)
+
+
 def named_folders(given: Sequence[str], folder: Path) -> dict[str, Path]:
     """Name -> run folder of the experts that ``--experts`` names, or of those in the MoE's folder.
 
@@ -115,22 +124,29 @@ def named_folders(given: Sequence[str], folder: Path) -> dict[str, Path]:
     for text in given:
         name, equals, path = text.partition("=")
         name, path = (name, path) if equals else (Path(text).name, text)
-        if not re.fullmatch(r"[A-Za-z0-9_+-]{1,60}", name):
-            raise UserError(
-                f"--experts {text}: {name!r} is no name (letters, digits, _ + -); give NAME=PATH"
-            )
+        _check_name(name, f"--experts {text}")
         if name in named:
             raise UserError(f"--experts: two are called {name}; give one of them as NAME=PATH")
         named[name] = Path(path).expanduser()
     if not given:
         found = sorted((folder / "experts").glob("*/config.json"))
         named = {path.parent.name: path.parent for path in found}
+        for name, path in named.items():
+            _check_name(name, f"--experts {path}")
     if not named:
         raise UserError(
             f"{folder / 'experts'} holds no experts: train some (train_moe.py experts), "
             f"or name run folders with --experts"
         )
     return named
+
+
+def _check_name(name: str, where: str) -> None:
+    if not is_name(name):
+        raise UserError(
+            f"{where}: {name!r} is no name for an expert (letters, digits, _ + -, and no word that "
+            f"modules of PyTorch have, such as train): give --experts NAME=PATH"
+        )
 
 
 def load_experts(folders: Mapping[str, Path], device: str) -> dict[str, Run]:
@@ -175,6 +191,12 @@ def check_same_scene(runs: Mapping[str, Run]) -> None:
                 )
 
 
+def device_of(name: str, runs: Mapping[str, Run], *, quiet: bool = False) -> str:
+    """The device that every expert can compute on; see `training.launch.choose_device`."""
+    devices = {choose_device(name, run.config, quiet=quiet) for run in runs.values()}
+    return devices.pop() if len(devices) == 1 else "cpu"
+
+
 def check_scene(runs: Mapping[str, Run], scene: Scene) -> None:
     """UserError where an expert was not trained on ``scene``; it names the expert."""
     for name, run in runs.items():
@@ -186,6 +208,17 @@ def check_scene(runs: Mapping[str, Run], scene: Scene) -> None:
                     f"expert {name}: trained on {getattr(facts, key)} {key}, {scene.source_path} "
                     f"has {count}: give the scene that it was trained on"
                 )
+
+
+def check_untouched(folder: Path, run: MoERun) -> None:
+    """UserError where what goes to ``folder`` could replace a part of ``run``, its origin."""
+    here = folder.resolve()
+    parts = {f"expert {name}": part.model_path for name, part in run.runs.items()}
+    for what, path in {"the MoE": run.model_path, **parts}.items():
+        if here in (path.resolve(), *path.resolve().parents):
+            raise UserError(
+                f"--expname {folder} holds {what} that this begins with: give another folder"
+            )
 
 
 def _comparable(key: str, value: Any) -> Any:
@@ -248,8 +281,14 @@ def read_settings(folder: Path) -> tuple[RouterParams, list[Member]]:
 
 
 def _member(entry: dict[str, Any], folder: Path) -> Member:
-    name, path = str(entry["name"]), str(entry["path"])
-    return Member(name, folder / path, int(entry["iteration"]), str(entry["sha256"]))
+    name, path, iteration = entry["name"], entry["path"], entry["iteration"]
+    if not is_name(name):  # else pictures and models could be written anywhere
+        raise ValueError(f"{brief(repr(name), 80)} is no name for an expert")
+    if type(path) is not str or not 0 < len(path) <= LONGEST_PATH or "\0" in path:
+        raise ValueError(f"{brief(repr(path), 80)} is no path of expert {name}")
+    if type(iteration) is not int or not 0 < iteration <= MOST_ITERATIONS:
+        raise ValueError(f"{brief(repr(iteration), 30)} is no iteration of expert {name}")
+    return Member(name, folder / path, iteration, str(entry["sha256"]))
 
 
 def load_members(members: Sequence[Member], device: str) -> dict[str, Run]:
@@ -331,7 +370,11 @@ def load_moe(model_path: Path, iteration: int = -1, device: str = "cpu") -> MoER
     try:
         model.router.load_state_dict(load_file(folder / FILE))
         seconds = float(manifest["training_seconds"])
-    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        if not math.isfinite(seconds):
+            raise ValueError(f"training_seconds is {seconds}")
+    except (
+        *(KeyError, OverflowError, RuntimeError, SafetensorError, TypeError, ValueError),
+    ) as error:
         raise UserError(f"{folder / FILE} does not fit its experts: {brief(error)}") from None
     return MoERun(model.eval(), params, runs, iteration, model_path, seconds)
 

@@ -30,15 +30,30 @@ from arguments_MoDE.moe import PruneArguments, parse_prune
 from arguments_MoDE.saved import save_config
 from scene import Scene, View, load_scene
 from scene.moe_gs import MoEGS
-from training.checkpoint import STATE_KEYS, latest_checkpoint, load_state, save_model, save_state
+from training.checkpoint import (
+    STATE_KEYS,
+    latest_checkpoint,
+    load_state,
+    recover,
+    save_model,
+    save_state,
+)
 from training.evaluation import evaluate_views, evenly_spaced, measure_fps
-from training.launch import check_writable, choose_device
+from training.launch import (
+    check_apart,
+    check_writable,
+    is_run,
+    set_precision,
+)
 from training.moe.files import (
     Member,
     MoERun,
     check_scene,
+    check_untouched,
+    device_of,
     folder_bytes,
     load_moe,
+    router_folder,
     save_router,
     write_settings,
 )
@@ -46,6 +61,7 @@ from training.moe.views import MoEViewRenderer
 from utils.errors import UserError
 from utils.files import make_folder, remove_folder, sole_user, write_json
 from utils.interrupts import DelayedInterrupt
+from utils.verify import digest
 
 PROG = "train_moe.py prune"
 DESCRIPTION = "Remove the Gaussians of a MoE's experts that its gates do not depend on."
@@ -148,6 +164,7 @@ class Importance:
                 if interrupt.requested is not None or self._late():
                     self.save()
                 interrupt.stop()
+        self.save()  # what follows can be done anew from here, with another share too
         return {name: total / len(self.views) for name, total in self.sums.items()}
 
     def _late(self) -> bool:
@@ -180,21 +197,35 @@ class Importance:
 
 
 def _facts(run: MoERun, arguments: PruneArguments) -> dict[str, Any]:
+    router = router_folder(run.model_path, run.iteration) / "manifest.json"
     return {
         "experts": {n: Member.of(n, r).sha256 for n, r in run.runs.items()},
-        "router iteration": run.iteration,
+        "router": digest(router),
         "--importance": arguments.importance,
         "--views": arguments.views,
     }
 
 
-def threshold_of(importance: dict[str, Tensor], arguments: PruneArguments) -> float:
-    """The importance from which Gaussians stay: as given, or what removes the share asked for."""
+def kept_rows(
+    importance: dict[str, Tensor], arguments: PruneArguments
+) -> tuple[dict[str, Tensor], float]:
+    """Expert -> rows (int64, ascending) of the Gaussians that stay, and the least importance there.
+
+    Those below the threshold go, or just the share asked for of all experts' Gaussians: of equal
+    ones (many may have none at all) the first rows go first.
+    """
+    values = torch.cat(list(importance.values()))
     if arguments.threshold is not None:
-        return arguments.threshold
-    values = torch.cat(list(importance.values())).sort().values
-    removed = int(arguments.share * len(values))
-    return float(values[min(removed, len(values) - 1)])
+        kept, limit = values >= arguments.threshold, arguments.threshold
+    else:
+        order = values.sort(stable=True).indices
+        removed = round(arguments.share * len(values))
+        kept = torch.ones_like(values, dtype=torch.bool)
+        kept[order[:removed]] = False
+        limit = float(values[kept].min()) if removed < len(values) else float(values.max())
+    parts = kept.split([len(own) for own in importance.values()])
+    rows = {name: p.nonzero()[:, 0] for name, p in zip(importance, parts, strict=True)}
+    return rows, limit
 
 
 def keep_rows(run: MoERun, rows: dict[str, Tensor]) -> None:
@@ -226,14 +257,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = arguments.model_path
     check_writable(folder)
     run = load_moe(Path(arguments.moe))
+    check_untouched(folder, run)
     _check_kind(run, arguments)
     checkpoint = _starting_point(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device, run.config, quiet=arguments.quiet)
+    device = device_of(arguments.device, run.runs, quiet=arguments.quiet)
+    set_precision(run.config)
     run.model.to(device)
     if arguments.source_path:
-        run.config.model.source_path = arguments.source_path
+        for part in run.runs.values():  # all are saved
+            part.config.model.source_path = arguments.source_path
+    check_apart(folder, run.config.model.source_path)
     scene = load_scene(run.config.model)
     check_scene(run.runs, scene)
     with ExitStack() as held:
@@ -262,7 +297,19 @@ def _check_kind(run: MoERun, arguments: PruneArguments) -> None:
 
 
 def _starting_point(arguments: PruneArguments) -> Path | None:
+    """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
     folder = arguments.model_path
+    if is_run(folder):
+        raise UserError(f"{folder} holds the run of a single model: choose another --expname")
+    if folder.exists():
+        with sole_user(folder):  # an early answer, and nobody's work that is tidied up
+            recover(folder, PARTS)
+    begun = any((folder / "checkpoint").glob("prune_*/state.json"))
+    if (folder / "experts").exists() and not begun and not (folder / "prune.json").exists():
+        raise UserError(
+            f"{folder} holds experts that no pruning made ({folder / 'experts'}): choose another "
+            f"--expname"
+        )
     found = [name for name in (*PARTS, "moe.json") if (folder / name).exists()]
     if not found or arguments.overwrite:
         return None
@@ -290,17 +337,18 @@ def _prune(
 ) -> dict[str, Any]:
     """Removes the Gaussians and writes the smaller MoE; returns numbers before and after."""
     folder = arguments.model_path
-    before = _measured(run, scene, device) | {"bytes_on_disk": folder_bytes(run)}
-    limit = threshold_of(importance, arguments)
-    rows = {name: (values >= limit).nonzero()[:, 0] for name, values in importance.items()}
+    rows, limit = kept_rows(importance, arguments)
     empty = [name for name, kept in rows.items() if not len(kept)]
     if empty:
         raise UserError(
-            f"nothing would be left of expert {empty[0]}: lower --share or --threshold, or leave "
-            f"the expert out when the router is trained"
+            f"nothing would be left of expert {empty[0]}: lower --share or --threshold (--resume "
+            f"measures nothing again), or leave the expert out when the router is trained"
         )
+    before = _measured(run, scene, device) | {"bytes_on_disk": folder_bytes(run)}
     keep_rows(run, rows)
     after = _measured(run, scene, device)
+    for name in PARTS[:2]:
+        remove_folder(folder / name)  # of a pruning that was killed here
     members = []
     for name, part in run.runs.items():
         place = folder / "experts" / name
@@ -315,7 +363,7 @@ def _prune(
         "moe": arguments.moe,
         "importance": arguments.importance,
         "threshold": limit,
-        "views": len(scene.train) if not arguments.views else arguments.views,
+        "views": min(arguments.views or len(scene.train), len(scene.train)),
         "before": before,
         "after": after,
     }

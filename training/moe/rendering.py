@@ -33,8 +33,8 @@ from training.evaluation import (
     together,
 )
 from training.gates import expert_colors, legend
-from training.launch import choose_device, set_precision
-from training.moe.files import MoERun, check_scene, load_moe, router_folder
+from training.launch import set_precision
+from training.moe.files import MoERun, check_scene, device_of, load_moe, router_folder
 from training.moe.views import MoEViewRenderer
 from training.rendering import (
     SETS,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None, prog: str, description: str) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     run = load_moe(arguments.model_path, arguments.iteration)
-    device = choose_device(arguments.device, run.config, quiet=arguments.quiet)
+    device = device_of(arguments.device, run.runs, quiet=arguments.quiet)
     set_precision(run.config)
     run.model.to(device)
     chosen = _chosen(run, arguments.experts)

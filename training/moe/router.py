@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arguments_MoDE.config import OptimizationParams
+from arguments_MoDE.config import OptimizationParams, RouterParams
 from arguments_MoDE.moe import RouterArguments, as_dict, parse_router, router_params
 from scene import Scene, View, load_scene
 from scene.experts.base import LearningRate
@@ -26,19 +26,20 @@ from scene.moe_gs import Blend, MoEGS
 from scene.pixel_router import TIME, WEIGHT
 from training.checkpoint import (
     STATE_KEYS,
-    checkpoints,
     drop_checkpoints,
     latest_checkpoint,
     load_state,
+    recover,
     save_state,
 )
-from training.evaluation import evaluate_views
-from training.launch import check_writable, choose_device, set_precision
+from training.evaluation import evaluate_views, together
+from training.launch import check_apart, check_writable, is_run, set_precision
 from training.losses import CameraColors, photometric
 from training.moe.files import (
     Member,
     build,
     check_scene,
+    device_of,
     load_experts,
     load_members,
     load_moe,
@@ -61,6 +62,7 @@ from utils.metrics import psnr
 
 LOG_INTERVAL = 10
 EVALUATED_VIEWS = 30  # at most, while training; rendering measures all
+FOLDERS = ("router", "checkpoint")
 PROG = "train_moe.py router"
 DESCRIPTION = "Train the router of a MoE on frozen experts."
 
@@ -72,6 +74,27 @@ class Progress:
     iteration: int = 0
     seconds: float = 0.0  # of training, without evaluation and saving
     smooth: dict[str, float] = field(default_factory=dict)  # running means for the bar
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """Views of a batch of one size, and what came out."""
+
+    images: Tensor  # (B, 3, H, W), in the cameras' colours
+    targets: Tensor  # (B, 3, H, W) uint8
+    mask: Tensor | None  # (B, 1, H, W) bool, the pixels that count; None: all
+    gates: Tensor  # (B, E, H, W)
+    loss: Tensor  # the mean over their pixels
+
+
+def _numbers(loss: Tensor, shots: Sequence[_Shot]) -> dict[str, float]:
+    ratios = [psnr(s.images.detach(), s.targets, s.mask).view(-1) for s in shots]
+    decided = [s.gates.detach().amax(1).flatten() for s in shots]
+    return {
+        "loss": float(loss.detach()),
+        "psnr": float(torch.cat(ratios).nanmean()),
+        "largest_gate": float(torch.cat(decided).mean()),
+    }
 
 
 class RouterTrainer:
@@ -136,18 +159,22 @@ class RouterTrainer:
             group["lr"] = rate_at(rate, iteration, self.params.router_iterations)
         batch = self.sampler.next()
         self.targets.expect([*batch, *self.sampler.coming()])
-        blend = self._blend(batch, iteration)
-        targets, mask = self.targets.take(batch)
-        targets = targets.permute(0, 3, 1, 2)
-        images = self._in_camera_colors(blend.images, batch)
-        loss = self.scale * sum(photometric(images, targets, self.loss, mask).values())
+        shots = [
+            self._shot([batch[i] for i in rows], iteration) for rows in together(batch, len(batch))
+        ]
+        total = sum(shot.images.numel() for shot in shots)
+        loss = sum(shot.images.numel() / total * shot.loss for shot in shots)
         self._step(loss, batch, iteration)
         self.progress.iteration = iteration
-        if iteration % LOG_INTERVAL:
-            return {}
-        decided = blend.gates.detach().amax(1).mean()
-        ratio = psnr(images.detach(), targets, mask).nanmean()
-        return {"loss": float(loss.detach()), "psnr": float(ratio), "largest_gate": float(decided)}
+        return {} if iteration % LOG_INTERVAL else _numbers(loss, shots)
+
+    def _shot(self, views: list[View], iteration: int) -> _Shot:
+        blend = self._blend(views, iteration)
+        targets, mask = self.targets.take(views)
+        targets = targets.permute(0, 3, 1, 2)
+        images = self._in_camera_colors(blend.images, views)
+        loss = self.scale * sum(photometric(images, targets, self.loss, mask).values())
+        return _Shot(images, targets, mask, blend.gates, loss)
 
     def _blend(self, batch: list[View], iteration: int) -> Blend:
         temperature = training_temperature(self.params, iteration)
@@ -200,13 +227,23 @@ class RouterTrainer:
                     self._log(numbers)
                     due = p.iteration < goal and self._milestones()
                     if due or interrupt.requested is not None:
-                        self.save_checkpoint()
-                    interrupt.stop()
-                self.evaluate()
-                self._save()
+                        saved = self.save_checkpoint()
+                    if interrupt.requested is not None:
+                        self.report.say(f"stopped by a signal; --resume continues from {saved}")
+                        interrupt.stop()
+                self._finish()
                 interrupt.stop()
         finally:
             self.report.close_bar()
+
+    def _finish(self) -> None:
+        """Evaluates the last iteration and saves it; with its router the MoE is complete."""
+        try:
+            self.evaluate()
+        except UserError:  # a damaged test image costs no training
+            self._save()
+            raise
+        self._save()
 
     def _milestones(self) -> bool:
         """Evaluates and saves as planned; returns whether a checkpoint is due."""
@@ -328,17 +365,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     runs = load_experts(named_folders(arguments.experts, folder), "cpu")
+    members = [Member.of(name, run) for name, run in runs.items()]
+    if _is_begun(arguments):
+        _check_same(arguments, members)
     config = next(iter(runs.values())).config
-    device = choose_device(arguments.device, config, quiet=arguments.quiet)
+    device = device_of(arguments.device, runs, quiet=arguments.quiet)
     set_precision(config)
     if arguments.source_path:
         config.model.source_path = arguments.source_path
+    check_apart(folder, config.model.source_path)
     scene = load_scene(config.model)
     check_scene(runs, scene)
     scene.reserve()
     scene.prepare(scene.train)
-    members = [Member.of(name, run) for name, run in runs.items()]
-    state = _state_of(checkpoint, arguments, members) if checkpoint else None
+    state = _state_of(checkpoint, arguments) if checkpoint else None
     model = build(runs, arguments.params)
     if arguments.start_router and state is None:
         _start_from(Path(arguments.start_router), model, arguments, members)
@@ -373,14 +413,17 @@ def _start_from(
             f"--start_router {start}: its router is {params.router}, "
             f"--router is {arguments.params.router}"
         )
-    hashes = {member.name: member.sha256 for member in before}
-    for member in members:
-        if hashes.get(member.name) != member.sha256:
+    names, ours = [m.name for m in before], [m.name for m in members]
+    if names != ours:
+        raise UserError(
+            f"--start_router {start}: its experts are {', '.join(names)}, not {', '.join(ours)}: "
+            f"name the same with --experts, in this order"
+        )
+    for old, new in zip(before, members, strict=True):
+        if old.sha256 != new.sha256:
             raise UserError(
-                f"--start_router {start}: expert {member.name} is not the one at {member.path}"
+                f"--start_router {start}: expert {new.name} is not the one at {new.path}"
             )
-    if len(before) != len(members):
-        raise UserError(f"--start_router {start}: it has {len(before)} experts, not {len(members)}")
     model.router.load_state_dict(load_moe(start).model.router.state_dict())
 
 
@@ -404,10 +447,20 @@ def _is_complete(arguments: RouterArguments) -> bool:
     return True
 
 
+def _is_begun(arguments: RouterArguments) -> bool:
+    """Whether the run folder has a router, or a part of one, that is to be continued."""
+    return (arguments.model_path / "moe.json").is_file() and not arguments.overwrite
+
+
 def _starting_point(arguments: RouterArguments) -> Path | None:
     """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
     folder = arguments.model_path
-    if not (folder / "moe.json").is_file() or arguments.overwrite:
+    if is_run(folder):
+        raise UserError(f"{folder} holds the run of a single model: choose another --expname")
+    if folder.exists():
+        with sole_user(folder):  # an early answer, and nobody's work that is tidied up
+            recover(folder, FOLDERS)
+    if not _is_begun(arguments):
         return None
     if not arguments.resume:
         raise UserError(
@@ -420,10 +473,8 @@ def _starting_point(arguments: RouterArguments) -> Path | None:
     return found
 
 
-def _state_of(
-    checkpoint: Path, arguments: RouterArguments, members: Sequence[Member]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's content, if settings and experts are those that it was made with."""
+def _check_same(arguments: RouterArguments, members: Sequence[Member]) -> None:
+    """UserError where the run folder was begun with other experts or settings."""
     params, before = read_settings(arguments.model_path)
     for saved, now in zip(before, members, strict=False):
         if (saved.name, saved.sha256) != (now.name, now.sha256):
@@ -436,22 +487,30 @@ def _state_of(
             f"--resume: {arguments.model_path} was begun with {len(before)} experts, "
             f"not {len(members)}; name the same with --experts, or --overwrite"
         )
-    tensors, info = load_state(checkpoint, STATE_KEYS)
-    saved_params = as_dict(router_params(info["config"], checkpoint / "state.json"))
-    for key, value in as_dict(arguments.params).items():
-        if saved_params[key] != value:
+    _check_params(params, arguments.params)
+
+
+def _check_params(saved: RouterParams, given: RouterParams) -> None:
+    for key, value in as_dict(given).items():
+        if getattr(saved, key) != value:
             raise UserError(
-                f"--resume: {key} is {value!r} but the run was begun with {saved_params[key]!r}; "
+                f"--resume: {key} is {value!r} but the run was begun with {getattr(saved, key)!r}; "
                 f"use the same settings or --overwrite"
             )
+
+
+def _state_of(
+    checkpoint: Path, arguments: RouterArguments
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's content, if its settings are those of the line."""
+    tensors, info = load_state(checkpoint, STATE_KEYS)
+    _check_params(router_params(info["config"], checkpoint / "state.json"), arguments.params)
     return tensors, info
 
 
 def _clear(folder: Path) -> None:
     """Removes what training a router writes, and nothing else: never the experts."""
-    for name in ("router", "checkpoint"):
+    for name in FOLDERS:
         remove_folder(folder / name)
-    for checkpoint in checkpoints(folder):
-        remove_folder(checkpoint)
     for name in ("metrics.jsonl", "metrics.json", "moe.json"):
         (folder / name).unlink(missing_ok=True)
