@@ -128,6 +128,9 @@ class DistillArguments:
     model_path: Path = field(default_factory=Path)
     moe: str = option("", "folder of the MoE that teaches; it stays as it is")
     expert: str = option("", "name of its expert that learns")
+    student: str = option(
+        "", "run folder to start from in place of the expert: the same kind of model, pruned say"
+    )
     distill_iterations: int = option(1000, "iterations of further training")
     distill_lambda: float = option(
         0.5,

@@ -25,9 +25,9 @@ from arguments_MoDE.moe import DistillArguments, parse_distill
 from arguments_MoDE.saved import first_difference, load_config, save_config
 from scene import Scene, load_scene
 from scene.experts.base import LearningRate
-from scene.mixture import MoDE
 from training.checkpoint import (
     FOLDERS,
+    Run,
     latest_checkpoint,
     load_run,
     load_state,
@@ -39,6 +39,7 @@ from training.losses import photometric, to_float
 from training.moe.files import (
     Member,
     MoERun,
+    check_same_scene,
     check_scene,
     check_untouched,
     device_of,
@@ -99,7 +100,7 @@ class DistillTrainer(Trainer):
         self,
         teacher: MoERun,
         arguments: DistillArguments,
-        student: MoDE,
+        student: Run,
         scene: Scene,
         config: Config,
         plan: Plan,
@@ -109,10 +110,10 @@ class DistillTrainer(Trainer):
         """``config`` is `distilled_config`; nothing is trained yet."""
         self.arguments = arguments
         self.index = list(teacher.runs).index(arguments.expert)
-        super().__init__(student, scene, config, plan, report, device)
+        super().__init__(student.model, scene, config, plan, report, device)
         self.teacher = MoEViewRenderer(teacher.model.to(device), scene, teacher.params)
         self._start_stage("fine")
-        self.progress = Progress("fine", teacher.runs[arguments.expert].iteration)
+        self.progress = Progress("fine", student.iteration)
 
     def _start_stage(self, stage: str) -> None:
         super()._start_stage(stage)
@@ -146,9 +147,28 @@ class DistillTrainer(Trainer):
         return terms | self.model.regularizers(times, self.progress.iteration)
 
 
-def distilled_config(teacher: MoERun, arguments: DistillArguments) -> Config:
-    """The expert's settings, with more iterations and without density control."""
-    run = teacher.runs[arguments.expert]
+def student_of(teacher: MoERun, arguments: DistillArguments) -> Run:
+    """What learns, as it is now: the MoE's expert, or the run that ``--student`` names.
+
+    Raises:
+        UserError: ``--student`` is of other pictures, or of another kind of model.
+    """
+    own = teacher.runs[arguments.expert]
+    if not arguments.student:
+        return load_run(own.model_path, own.iteration)
+    run = load_run(arguments.student)
+    check_same_scene({arguments.expert: own, f"--student {arguments.student}": run})
+    ours, theirs = own.config.hidden.experts, run.config.hidden.experts
+    if ours != theirs:
+        raise UserError(
+            f"--student {arguments.student}: it is {' + '.join(theirs)}, --expert "
+            f"{arguments.expert} is {' + '.join(ours)}"
+        )
+    return run
+
+
+def distilled_config(run: Run, arguments: DistillArguments) -> Config:
+    """The settings of the student ``run``, with more iterations and without density control."""
     config = copy.deepcopy(run.config)
     config.opt.iterations = run.iteration + arguments.distill_iterations
     config.opt.densify_until_iter = 0
@@ -169,9 +189,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(teacher.runs)
         raise UserError(f"--expert {arguments.expert}: {arguments.moe} has {known}")
     check_untouched(folder, teacher)
-    config = distilled_config(teacher, arguments)
+    student = student_of(teacher, arguments)
+    if folder.resolve() == student.model_path.resolve():
+        raise UserError(f"--expname {folder} is the student itself: give a folder of its own")
+    config = distilled_config(student, arguments)
     check_apart(folder, config.model.source_path)
-    record = _record(teacher, arguments)
+    record = _record(teacher, student, arguments)
     if _is_complete(arguments, config, record):
         print(f"{folder} is distilled already with these settings; --overwrite does it anew")
         return 0
@@ -186,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scene.reserve()
     scene.prepare(scene.train)
     with ExitStack() as held:
-        trainer = _trainer(teacher, arguments, config, scene, device, checkpoint, held)
+        trainer = _trainer(teacher, student, arguments, config, scene, device, checkpoint, held)
         trainer.train()
         trainer.report.close()
     print(f"distilled in {trainer.progress.seconds:.0f} s; saved to {folder}")
@@ -195,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trainer(
     teacher: MoERun,
+    student: Run,
     arguments: DistillArguments,
     config: Config,
     scene: Scene,
@@ -209,7 +233,6 @@ def _trainer(
     held.enter_context(sole_user(folder))
     if state is None:
         _clear(folder)
-    base = teacher.runs[arguments.expert]
     done = None if state is None else state[1]["progress"]["iteration"]
     done = None if done is None else done + config.opt.coarse_iterations
     size = None if state is None else state[1].get("reported_bytes")
@@ -217,32 +240,31 @@ def _trainer(
     steps = [round(share * arguments.distill_iterations) for share in TEST_SHARES]
     plan = Plan(
         folder,
-        [base.iteration + step for step in steps],
+        [student.iteration + step for step in steps],
         [],
-        [base.iteration + step for step in arguments.checkpoint_iterations],
+        [student.iteration + step for step in arguments.checkpoint_iterations],
         60 * arguments.checkpoint_minutes,
         arguments.keep_checkpoints,
     )
-    student = load_run(base.model_path, base.iteration, device).model.requires_grad_(True)
+    student.model.to(device).requires_grad_(True)
     trainer = DistillTrainer(teacher, arguments, student, scene, config, plan, report, device)
     if state is not None:
         trainer.restore(*state)
         report.say(f"continuing from {checkpoint}")
-    write_sealed(folder / "distill.json", _record(teacher, arguments))
+    write_sealed(folder / "distill.json", _record(teacher, student, arguments))
     save_config(config, folder / "config.json")  # last: with it the folder counts as a run
     return trainer
 
 
-def _record(teacher: MoERun, arguments: DistillArguments) -> dict[str, Any]:
-    """What a distillation depends on beside the expert's settings."""
-    own = teacher.runs[arguments.expert]
+def _record(teacher: MoERun, student: Run, arguments: DistillArguments) -> dict[str, Any]:
+    """What a distillation depends on beside the student's settings."""
     router = router_folder(teacher.model_path, teacher.iteration)
     return {
         "moe": arguments.moe,
         "router_iteration": teacher.iteration,
         "router_sha256": digest(router / "manifest.json"),
         "expert": arguments.expert,
-        "expert_sha256": Member.of(arguments.expert, own).sha256,
+        "expert_sha256": Member.of(arguments.expert, student).sha256,
         "distill_lambda": arguments.distill_lambda,
         "distill_lambda_dssim": arguments.distill_lambda_dssim,
         "distill_lr_scale": arguments.distill_lr_scale,

@@ -35,7 +35,7 @@ from training.checkpoint import Run, load_run, model_folder, read_versioned, sav
 from training.launch import choose_device
 from utils.errors import UserError, brief
 from utils.files import atomic_file
-from utils.verify import check_file, digest, write_sealed
+from utils.verify import check_file, digest, read_sealed, write_sealed
 
 FORMAT = 1
 FILE = "router.safetensors"
@@ -289,6 +289,12 @@ def _member(entry: dict[str, Any], folder: Path) -> Member:
     if type(iteration) is not int or not 0 < iteration <= MOST_ITERATIONS:
         raise ValueError(f"{brief(repr(iteration), 30)} is no iteration of expert {name}")
     return Member(name, folder / path, iteration, str(entry["sha256"]))
+
+
+def started_from(path: Path) -> str | None:
+    """SHA-256 of the manifest of the model that the distilled run ``path`` began with, if it is."""
+    record = path / "distill.json"
+    return read_sealed(record)[0].get("expert_sha256") if record.is_file() else None
 
 
 def load_members(members: Sequence[Member], device: str) -> dict[str, Run]:

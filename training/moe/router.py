@@ -47,6 +47,7 @@ from training.moe.files import (
     read_settings,
     save_router,
     saved_routers,
+    started_from,
     training_temperature,
     write_settings,
 )
@@ -406,7 +407,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _start_from(
     start: Path, model: MoEGS, arguments: RouterArguments, members: Sequence[Member]
 ) -> None:
-    """Gives ``model`` the weights of another MoE's router, which must have the same experts."""
+    """Gives ``model`` the weights of another MoE's router, which must have the same experts.
+
+    One that has been distilled since counts as the same: its Gaussians are still the same ones.
+    """
     params, before = read_settings(start)
     if params.router != arguments.params.router:
         raise UserError(
@@ -420,7 +424,7 @@ def _start_from(
             f"name the same with --experts, in this order"
         )
     for old, new in zip(before, members, strict=True):
-        if old.sha256 != new.sha256:
+        if old.sha256 not in (new.sha256, started_from(new.path)):
             raise UserError(
                 f"--start_router {start}: expert {new.name} is not the one at {new.path}"
             )

@@ -18,7 +18,12 @@ from arguments_MoDE.moe import DistillArguments
 from scene import load_scene
 from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe
 from training.checkpoint import checkpoints, load_run, load_state, saved_iterations
-from training.moe.distill import DistillTrainer, distillation_loss, distilled_config
+from training.moe.distill import (
+    DistillTrainer,
+    distillation_loss,
+    distilled_config,
+    student_of,
+)
 from training.moe.files import load_moe
 from training.reports import Report
 from training.schedules import rate_at
@@ -93,14 +98,14 @@ def trainer_of(folder: Path, made: Path, name: str, *, color: bool = False, **ho
         model_path=folder, moe=str(made), expert=name, distill_iterations=STEPS, **how
     )
     teacher = load_moe(made)
-    config = distilled_config(teacher, arguments)
+    student = student_of(teacher, arguments)
+    config = distilled_config(student, arguments)
     config.opt.camera_color, config.opt.batch_size = color, 2
     config.opt.batch_same_time = True
     world = load_scene(config.model)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    base = teacher.runs[name]
-    student = load_run(base.model_path, base.iteration).model.requires_grad_(True)
+    student.model.requires_grad_(True)
     report = Report(folder, quiet=True)
     made_of = (teacher, arguments, student, world, config, Plan(folder), report, "cpu")
     trainer = DistillTrainer(*made_of)
