@@ -139,11 +139,14 @@ class Trainer:
         if self.colors is not None:
             rate = LearningRate(self.config.opt.exposure_lr)
             groups.append(ParameterGroup("camera_color", [self.colors.delta], rate))
-        self.optimizer = Optimizer(groups, length)
+        self.optimizer = self._optimizer(groups, length)
         self.density = DensityControl(self.config.opt, self.scene.extent, stage, length)
         self.checks: Checks = (
             DeferredChecks(self.device) if self.deferred_checks else ImmediateChecks()
         )
+
+    def _optimizer(self, groups: list[ParameterGroup], length: int) -> Optimizer:
+        return Optimizer(groups, length)
 
     def train(self) -> None:
         """Runs what is left of both stages, evaluates, and saves the model.

@@ -24,7 +24,7 @@ from arguments_MoDE.config import Config, OptimizationParams
 from arguments_MoDE.moe import DistillArguments, parse_distill
 from arguments_MoDE.saved import first_difference, load_config, save_config
 from scene import Scene, load_scene
-from scene.experts.base import LearningRate
+from scene.experts.base import ParameterGroup
 from training.checkpoint import (
     FOLDERS,
     Run,
@@ -48,6 +48,7 @@ from training.moe.files import (
 )
 from training.moe.views import MoEViewRenderer
 from training.reports import Report
+from training.schedules import Optimizer
 from training.trainer import Plan, Progress, Shot, Trainer
 from utils.errors import UserError
 from utils.files import make_folder, remove_folder, sole_user
@@ -55,6 +56,7 @@ from utils.verify import digest, read_sealed, write_sealed
 
 PROG = "train_moe.py distill"
 DESCRIPTION = "Train one expert further, with its MoE as the teacher."
+FADED = 0.03  # of the learning rates, at the end
 TEST_SHARES = (0.25, 0.5, 0.75)  # of the iterations, at which test views are measured as well
 
 
@@ -93,6 +95,27 @@ def distillation_loss(
     }
 
 
+class FadingOptimizer(Optimizer):
+    """Goes on with the rates that training ended with, and fades them out log-linearly.
+
+    Some of an expert's rates are constant; with them the expert would only jitter.
+    """
+
+    def __init__(
+        self, groups: list[ParameterGroup], stage_length: int, begin: int, scale: float
+    ) -> None:
+        """Scales all rates, from ``scale`` at ``begin`` to `FADED` of that at the stage's end."""
+        super().__init__(groups, stage_length)
+        self.begin, self.scale = begin, scale
+
+    def set_rates(self, iteration: int) -> None:
+        """See `Optimizer.set_rates`."""
+        super().set_rates(iteration)
+        share = (iteration - self.begin) / max(self.stage_length - self.begin, 1)
+        for group in self.adam.param_groups:
+            group["lr"] *= self.scale * FADED ** min(max(share, 0.0), 1.0)
+
+
 class DistillTrainer(Trainer):
     """Trains an expert further; see the module's text."""
 
@@ -108,22 +131,15 @@ class DistillTrainer(Trainer):
         device: str,
     ) -> None:
         """``config`` is `distilled_config`; nothing is trained yet."""
-        self.arguments = arguments
+        self.arguments, self.begin = arguments, student.iteration
         self.index = list(teacher.runs).index(arguments.expert)
         super().__init__(student.model, scene, config, plan, report, device)
         self.teacher = MoEViewRenderer(teacher.model.to(device), scene, teacher.params)
         self._start_stage("fine")
         self.progress = Progress("fine", student.iteration)
 
-    def _start_stage(self, stage: str) -> None:
-        super()._start_stage(stage)
-        scale = self.arguments.distill_lr_scale
-        self.optimizer.rates = {
-            name: LearningRate(
-                scale * rate.initial, None if rate.final is None else scale * rate.final, rate.steps
-            )
-            for name, rate in self.optimizer.rates.items()
-        }
+    def _optimizer(self, groups: list[ParameterGroup], length: int) -> Optimizer:
+        return FadingOptimizer(groups, length, self.begin, self.arguments.distill_lr_scale)
 
     def _loss_terms(self, shots: list[Shot]) -> dict[str, Tensor]:
         """Those of `distillation_loss`, and the expert's own regularisers."""

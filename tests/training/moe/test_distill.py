@@ -19,6 +19,7 @@ from scene import load_scene
 from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe
 from training.checkpoint import checkpoints, load_run, load_state, saved_iterations
 from training.moe.distill import (
+    FADED,
     DistillTrainer,
     distillation_loss,
     distilled_config,
@@ -150,7 +151,7 @@ def test_it_goes_on_counting_where_the_expert_ended(made, tmp_path, monkeypatch)
     assert not trainer.model.warming_up(ITERATION, "fine")
 
 
-def test_learning_rates_are_scaled_and_end_with_the_schedule(made, tmp_path):
+def test_learning_rates_are_scaled_and_fade_out(made, tmp_path):
     whole = trainer_of(tmp_path / "a", made, NAMES[0])
     tenth = trainer_of(tmp_path / "b", made, NAMES[0], distill_lr_scale=0.1)
     for trainer in (whole, tenth):
@@ -160,7 +161,12 @@ def test_learning_rates_are_scaled_and_end_with_the_schedule(made, tmp_path):
     for name, rate in rates[0].items():
         assert rates[1][name] == pytest.approx(0.1 * rate, rel=1e-6)
     xyz = whole.optimizer.rates["gaussians.xyz"]
-    assert rates[0]["gaussians.xyz"] == rate_at(xyz, ITERATION + 1, ITERATION + STEPS)
+    ended = rate_at(xyz, ITERATION + 1, ITERATION + STEPS)
+    assert rates[0]["gaussians.xyz"] == pytest.approx(ended * FADED ** (1 / STEPS))
+    for _ in range(STEPS - 1):
+        whole.iterate()
+    last = {g["name"]: g["lr"] for g in whole.optimizer.adam.param_groups}
+    assert last["gaussians.opacity"] == pytest.approx(FADED * whole.config.opt.opacity_lr)
 
 
 def test_its_size_stays_and_so_does_the_teacher(made, tmp_path):
