@@ -25,6 +25,7 @@ from scene.experts.base import (
     Moment,
     ParameterGroup,
     SceneFacts,
+    through,
     trunk,
 )
 from scene.gaussian_model import Canonical
@@ -154,7 +155,8 @@ class HexPlaneExpert(Expert):
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`."""
         features = self.field(canonical.xyz, moment.time)
-        return self.heads(self.trunk(self.first(features)), wanted)
+        before = (self.first.weight, self.first.bias)
+        return self.heads(*through(self.trunk, features, before), wanted)
 
     def parameter_groups(self, config: Config, extent: float) -> list[ParameterGroup]:
         """Planes and decoder, each with its own decay over ``position_lr_max_steps``."""

@@ -1,4 +1,4 @@
-"""The encoder in plain PyTorch: its documentation and the oracle of its tests; runs anywhere."""
+"""Encoder and decoder in plain PyTorch: documentation and the oracle of tests; runs anywhere."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def sample_plane(plane: Tensor, coordinates: Tensor) -> Tensor:
     grid = coordinates.clamp(-2.0, 2.0)[None, None]  # infinities would become NaN within
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return sampled[0, :, 0].T  # (N, C)
+
+
+def decode(
+    inputs: Tensor,
+    first: tuple[Tensor, Tensor] | None,
+    inner: tuple[Tensor, Tensor],
+    last: Sequence[tuple[Tensor, Tensor]],
+) -> tuple[Tensor, ...]:
+    """Same contract as `hexplane_encoder.decode`, on any device; a chain of linear layers."""
+    hidden = inputs if first is None else F.linear(inputs, *first)
+    parts = F.linear(hidden.relu(), *inner).relu().split(hidden.shape[1], dim=1)
+    return tuple(F.linear(part, *layer) for part, layer in zip(parts, last, strict=True))
