@@ -84,6 +84,11 @@ def planes(package: ModuleType, **options) -> dict[str, torch.Tensor]:
     found = encoded(
         package, [points, *grids], lambda p, x: p.encode(x[0], x[1:4], x[4:], **options)
     )
+    grids = [grid.requires_grad_() for grid in grids]
+    measures = package.roughness(grids[:2], grids[2:3], **options)
+    rough = torch.autograd.grad(sum(measures), grids[:3])
+    found |= {f"roughness {i}": value.detach() for i, value in enumerate(measures)}
+    found |= {f"grad of roughness {i}": value for i, value in enumerate(rough)}
     return found | decoded(package, found["features"], **options)
 
 

@@ -1,14 +1,17 @@
-// Binds the CPU encoder and decoder to ndarrays. Shapes are checked on the Python side, where errors can name
+// Binds the CPU operators to ndarrays. Shapes are checked on the Python side, where errors can name
 // the argument; here the types guarantee dtype, rank, contiguity and device.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <vector>
 
 #include "decoder_cpu.h"
 #include "hexplane_cpu.h"
+#include "roughness_cpu.h"
 
 namespace nb = nanobind;
 
@@ -39,6 +42,20 @@ const Routines<float>& routines(float) { return levels().kernels().f32; }
 const Routines<double>& routines(double) { return levels().kernels().f64; }
 
 }  // namespace decoder
+
+namespace roughness {
+
+NATIVE_EACH_LEVEL(NATIVE_DECLARE)
+
+const native::Levels<Kernels>& levels() {
+  static const native::Levels<Kernels> all = {NATIVE_EACH_LEVEL(NATIVE_ENTRY)};
+  return all;
+}
+
+const Routines<float>& routines(float) { return levels().kernels().f32; }
+const Routines<double>& routines(double) { return levels().kernels().f64; }
+
+}  // namespace roughness
 
 namespace {
 
@@ -168,6 +185,55 @@ void bind_decoder(nb::module_& m) {
         nb::arg("grad_inner").noconvert(), nb::arg("grad_last").noconvert());
 }
 
+using Measures = std::array<double, roughness::kMeasures>;
+
+template <typename T>
+std::vector<roughness::Plane<T>> make_planes(const std::vector<Array<const T>>& arrays,
+                                             const std::vector<Measures>& weights) {
+  std::vector<roughness::Plane<T>> planes;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const Array<const T>& array = arrays[i];
+    roughness::Plane<T> plane{array.data(), static_cast<std::int64_t>(array.shape(0)),
+                              static_cast<std::int64_t>(array.shape(1)),
+                              static_cast<std::int64_t>(array.shape(2)), {}};
+    for (int m = 0; m < roughness::kMeasures; ++m)
+      plane.weight[m] = static_cast<T>(weights[i][m]);
+    planes.push_back(plane);
+  }
+  return planes;
+}
+
+template <typename T>
+std::vector<Measures> measure(const std::vector<Array<const T>>& arrays,
+                              const std::vector<Measures>& weights, int threads) {
+  const std::vector<roughness::Plane<T>> planes = make_planes<T>(arrays, weights);
+  std::vector<Measures> sums(planes.size());
+  nb::gil_scoped_release release;
+  roughness::routines(T()).forward(planes.data(), static_cast<int>(planes.size()), threads,
+                                   sums.data()->data());
+  return sums;
+}
+
+template <typename T>
+void measure_backward(const std::vector<Array<const T>>& arrays,
+                      const std::vector<Measures>& weights, int threads,
+                      const std::vector<Array<T>>& grads) {
+  const std::vector<roughness::Plane<T>> planes = make_planes<T>(arrays, weights);
+  std::vector<T*> pointers;
+  for (const Array<T>& grad : grads) pointers.push_back(grad.data());
+  nb::gil_scoped_release release;
+  roughness::routines(T()).backward(planes.data(), static_cast<int>(planes.size()), threads,
+                                    pointers.data());
+}
+
+template <typename T>
+void bind_roughness(nb::module_& m) {
+  m.def("roughness", &measure<T>, nb::arg("planes").noconvert(), nb::arg("weights"),
+        nb::arg("threads"));
+  m.def("roughness_backward", &measure_backward<T>, nb::arg("planes").noconvert(),
+        nb::arg("weights"), nb::arg("threads"), nb::arg("grads").noconvert());
+}
+
 template <typename T>
 void bind(nb::module_& m) {
   m.def("forward", &forward<T>, nb::arg("xyz").noconvert(), nb::arg("grids").noconvert(),
@@ -181,7 +247,7 @@ void bind(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "CPU kernels of hexplane_encoder; called through its encode and decode.";
+  m.doc() = "CPU kernels of hexplane_encoder; called through its Python functions.";
   m.attr("BLOCK_POINTS") = hexplane::kBlockPoints;
   m.attr("MAX_HEADS") = decoder::kMaxHeads;
   m.attr("isa") = hexplane::levels().name();
@@ -190,4 +256,6 @@ NB_MODULE(_native, m) {
   bind<double>(m);
   bind_decoder<float>(m);
   bind_decoder<double>(m);
+  bind_roughness<float>(m);
+  bind_roughness<double>(m);
 }
