@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scene.gaussian_model import Canonical
+from utils.devices import reading_waits
 
 ATTRIBUTES = ("xyz", "rotation", "log_scale", "opacity", "sh")
 INITIAL_LOGIT_STD = 0.01
@@ -64,7 +65,7 @@ def softmax_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def interpolate(knots: Tensor, weights: Sequence[float]) -> Tensor:
     """The sum of knots (N, K, E) times ``weights`` (K): logits (N, E), in memory by expert."""
-    if knots.device.type != "cpu":  # where a tensor of the weights would be waited for
+    if reading_waits(knots):  # where a tensor of the weights would be waited for
         return sum(w * knots[:, k] for k, w in enumerate(weights) if w != 0.0)
     experts = knots.shape[-1]
     of_knots = torch.tensor(weights, dtype=knots.dtype)[None, :, None]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hexplane_encoder
+from utils.devices import reading_waits
 
 Layer = tuple[Tensor, Tensor]  # weight (out, in), bias (out,)
 
@@ -35,7 +36,7 @@ def decode(
     Returns:
         K tensors (N, S_k). Once differentiable.
     """
-    if inputs.device.type == "cpu":
+    if not reading_waits(inputs):
         return hexplane_encoder.decode(inputs, before, inner, last)
     return two_layer_heads(F.linear(inputs, *before), *inner, last)
 

@@ -29,6 +29,7 @@ from scene.experts.base import (
     trunk,
 )
 from scene.gaussian_model import Canonical
+from utils.devices import reading_waits
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config, ModelHiddenParams
@@ -151,7 +152,7 @@ def _curvature(plane: Tensor, dim: int) -> Tensor:
 def _roughness(field: HexPlaneField) -> tuple[Tensor, Tensor, Tensor]:
     """See `hexplane_encoder.roughness`; its planes may be on a GPU."""
     space, time = list(field.space), list(field.time)
-    if space[0].device.type == "cpu":
+    if not reading_waits(space[0]):
         return hexplane_encoder.roughness(space, time)
     smooth = sum(0.5 * (_curvature(p, 0) + _curvature(p, 1)) for p in space)
     steady = sum(_curvature(p, 0) for p in time)
