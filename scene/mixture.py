@@ -55,11 +55,11 @@ def blend(canonical: Tensor, deltas: list[Tensor | None], gates: Tensor) -> Tens
         deltas: E entries, each (N, ...) or None.
         gates: (N, E).
     """
-    return reduce(
-        torch.add,
-        (_per_row(gates[:, k], d) * d for k, d in enumerate(deltas) if d is not None),
-        canonical,
-    )
+    total = canonical
+    for gate, delta in zip(gates.unbind(1), deltas, strict=True):
+        if delta is not None:
+            total = torch.addcmul(total, _per_row(gate, delta), delta)
+    return total
 
 
 def blend_published(canonical: Tensor, deltas: list[Tensor | None], gates: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ def align_hemisphere(canonical: Tensor, deltas: list[Tensor | None]) -> list[Ten
     for delta in deltas[1:]:
         rotation = canonical if delta is None else canonical + delta
         opposite = (rotation.detach() * reference).sum(-1, keepdim=True) < 0
-        if delta is None and not reading_waits(opposite) and not opposite.any():
-            aligned.append(None)
+        if not reading_waits(opposite) and not opposite.any():
+            aligned.append(delta)
             continue
         aligned.append(torch.where(opposite, -rotation, rotation) - canonical)
     return aligned

@@ -8,12 +8,13 @@ over those experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from scene.gaussian_model import Canonical
+from utils.devices import reading_waits
 
 ATTRIBUTES = ("xyz", "rotation", "log_scale", "opacity", "sh")
 INITIAL_LOGIT_STD = 0.01
@@ -54,8 +55,22 @@ def knots_for(frames: int) -> int:
 
 
 def softmax_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Softmax over the experts: (N, E) logits to (N, E) weights that sum to 1 per row."""
-    return torch.softmax(logits / temperature, dim=-1)
+    """Softmax over the experts: (N, E) logits to (N, E) weights that sum to 1 per row.
+
+    In memory the weights lie expert by expert: on a CPU a softmax over rows of two takes ten times
+    as long as one over two rows, and each expert's weights are used by themselves.
+    """
+    return torch.softmax(logits.t() / temperature, dim=0).t()
+
+
+def interpolate(knots: Tensor, weights: Sequence[float]) -> Tensor:
+    """The sum of knots (N, K, E) times ``weights`` (K): logits (N, E), in memory by expert."""
+    if reading_waits(knots):  # where a tensor of the weights would be waited for
+        return sum(w * knots[:, k] for k, w in enumerate(weights) if w != 0.0)
+    experts = knots.shape[-1]
+    of_knots = torch.tensor(weights, dtype=knots.dtype)[None, :, None]
+    selected = of_knots * torch.eye(experts, dtype=knots.dtype)[:, None]  # (E, K, E)
+    return (selected.flatten(1) @ knots.flatten(1).t()).t()
 
 
 def published_gate(logits: Tensor) -> Tensor:
@@ -177,8 +192,7 @@ class Router:
             if warming_up:
                 gates[attribute] = self._warmup_gate(knots)
                 continue
-            logits = sum(w * knots[:, k] for k, w in enumerate(weights) if w != 0.0)
-            gates[attribute] = self._gate(logits)
+            gates[attribute] = self._gate(interpolate(knots, weights))
         return keep_top(gates, self.members, self.top_k) if self.drops else gates
 
     def _gate(self, logits: Tensor) -> Tensor:

@@ -11,15 +11,20 @@ ever; beside two busy programs 32.0, 33.4 and (spinning ten times as long) 42.1 
 implementation at their first call. Made by two threads at once, that call now and then computed one
 thread's share by another implementation than ever after, a unit in the last place off: the same
 seed trained two different models. So the first call is made here, by one thread.
+
+**Memory**, too, is told here how to be kept, see `utils.allocator`.
 """
 
 from __future__ import annotations
 
 import os
 
+from utils.allocator import keep_freed_memory
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some 0.2 ms
 
 import torch  # (its OpenMP reads the environment once)
 
+keep_freed_memory()
 torch.ones(1).sqrt()  # one element: on this thread alone

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scene.experts.heads import two_layer_heads
+from scene.experts.heads import Layer, decode
 from scene.gaussian_model import Canonical, GaussianModel
 
 if TYPE_CHECKING:
@@ -132,6 +133,23 @@ def trunk(width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def through(layers: nn.Sequential, inputs: Tensor, before: Layer) -> tuple[Tensor, Layer]:
+    """All but the last Linear of a first layer and a `trunk`: its input, and the last one itself.
+
+    `Heads` compute it together with their own layers.
+
+    Args:
+        layers: of `trunk`.
+        inputs: (N, F), of the first layer.
+        before: weight and bias of the first layer.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            inputs = F.linear(inputs, *before).relu()
+            before = (layer.weight, layer.bias)
+    return inputs, before
+
+
 class Heads(nn.Module):
     """One decoder head per attribute on a shared hidden vector: ReLU, Linear, ReLU, Linear.
 
@@ -147,8 +165,14 @@ class Heads(nn.Module):
         self.first = nn.Linear(width, width * len(self.names))
         self.last = nn.ModuleDict({n: nn.Linear(width, HEAD_SIZES[n]) for n in self.names})
 
-    def forward(self, hidden: Tensor, wanted: frozenset[str]) -> Deformation:
-        """Deltas of the ``wanted`` attributes from ``hidden`` (N, W)."""
+    def forward(self, inputs: Tensor, before: Layer, wanted: frozenset[str]) -> Deformation:
+        """Deltas of the ``wanted`` attributes.
+
+        Args:
+            inputs: (N, F).
+            before: weight (W, F) and bias (W,) of the Linear that makes the hidden vector of them.
+            wanted: names; others are not computed.
+        """
         chosen = [name for name in self.names if name in wanted]
         if not chosen:
             return Deformation()
@@ -156,7 +180,7 @@ class Heads(nn.Module):
         if len(chosen) < len(self.names):
             weight, bias = self._rows(weight, chosen), self._rows(bias, chosen)
         last = [(self.last[name].weight, self.last[name].bias) for name in chosen]
-        values = two_layer_heads(hidden, weight, bias, last)
+        values = decode(inputs, before, (weight, bias), last)
         outputs = dict(zip(chosen, values, strict=True))
         if "sh" in outputs:
             outputs["sh"] = outputs["sh"].unflatten(-1, (16, 3))

@@ -24,6 +24,7 @@ from scene.experts.base import (
     Moment,
     ParameterGroup,
     SceneFacts,
+    through,
     trunk,
 )
 from scene.gaussian_model import Canonical
@@ -91,8 +92,8 @@ class _Branch(nn.Module):
         self.heads = Heads(width, attributes)
 
     def forward(self, temporal: Tensor, embedding: Tensor, wanted: frozenset[str]) -> Deformation:
-        hidden = self.of_embedding(embedding) + self.of_time(temporal)
-        return self.heads(self.trunk(hidden), wanted)
+        before = (self.of_embedding.weight, self.of_time(temporal))
+        return self.heads(*through(self.trunk, embedding, before), wanted)
 
 
 class EmbeddingExpert(Expert):

@@ -2,19 +2,43 @@
 
 As separate operators, the activations between the two layers, (N, heads x W), are the largest
 tensors of an iteration, and autograd writes and reads them half a dozen times: once per split,
-concatenation, threshold and sum. Here the rows are gone through in chunks that stay in the caches,
-and the backward pass computes the activations again, which costs no more than storing them.
+concatenation, threshold and sum. On the CPU one native operator takes a few rows at a time through
+all layers (`hexplane_encoder.decode`). Elsewhere the activations between the two layers are at
+least not kept: the backward pass computes them again, which costs no more than storing them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 2048  # rows at a time on a CPU
+import hexplane_encoder
+from utils.devices import reading_waits
+
+Layer = tuple[Tensor, Tensor]  # weight (out, in), bias (out,)
+
+
+def decode(
+    inputs: Tensor, before: Layer, inner: Layer, last: Sequence[Layer]
+) -> tuple[Tensor, ...]:
+    """The heads on ``inputs`` @ weight.T + bias.
+
+    Args:
+        inputs: (N, F).
+        before: weight (W, F) and bias (W,) of the layer whose result the heads share.
+        inner: the first layers of all K heads, one below the other: (K x W, W) and (K x W,).
+        last: weight (S_k, W) and bias (S_k,) of each head's second layer.
+
+    Returns:
+        K tensors (N, S_k). Once differentiable.
+    """
+    if not reading_waits(inputs):
+        return hexplane_encoder.decode(inputs, before, inner, last)
+    return two_layer_heads(F.linear(inputs, *before), *inner, last)
 
 
 def two_layer_heads(
@@ -42,69 +66,47 @@ class _TwoLayerHeads(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *last: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs = tuple(hidden.new_empty(len(hidden), len(b)) for b in last[1::2])
-        inner = hidden.new_empty(_chunk(hidden), len(weight))
-        for rows in _chunks(hidden):
-            values = _first_layer(hidden[rows].relu(), weight, bias, inner)
-            parts = values.split(weight.shape[1], dim=1)
-            for part, w, b, output in zip(parts, last[::2], last[1::2], outputs, strict=True):
-                torch.addmm(b, part, w.t(), out=output[rows])
+        values = _first_layer(hidden.relu(), weight, bias)
+        parts = values.split(weight.shape[1], dim=1)
         ctx.save_for_backward(hidden, weight, bias, *last[::2])
         ctx.set_materialize_grads(False)
-        return outputs
+        layers = zip(parts, last[::2], last[1::2], strict=True)
+        return tuple(torch.addmm(b, part, w.t()) for part, w, b in layers)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, *last = ctx.saved_tensors
         width = weight.shape[1]
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        grad_bias = weight.new_zeros(len(weight))
-        grad_last = [(torch.zeros_like(w), w.new_zeros(len(w))) for w in last]
-        inner = hidden.new_empty(_chunk(hidden), len(weight))
-        grad_inner = torch.empty_like(inner)
-        for rows in _chunks(hidden):
-            active = hidden[rows].relu()
-            values = _first_layer(active, weight, bias, inner)
-            block = grad_inner[: len(active)]
-            parts = zip(block.split(width, 1), values.split(width, 1), strict=True)
-            for (part, value), w, grad, sums in zip(parts, last, grads, grad_last, strict=True):
-                _last_backward(part, value, w, None if grad is None else grad[rows], sums)
-            _mask(block, values)
-            into = torch.mm(block, weight, out=grad_hidden[rows])
-            _mask(into, active)
-            grad_weight.addmm_(block.t(), active)
-            grad_bias += block.sum(0)
-        return grad_hidden, grad_weight, grad_bias, *(g for pair in grad_last for g in pair)
+        active = hidden.relu()
+        values = _first_layer(active, weight, bias)
+        inner = torch.empty_like(values)
+        grad_last: list[Tensor] = []
+        parts = zip(inner.split(width, 1), values.split(width, 1), strict=True)
+        for (part, value), w, grad in zip(parts, last, grads, strict=True):
+            grad_last += _last_backward(part, value, w, grad)
+        _mask(inner, values)
+        into = inner @ weight
+        _mask(into, active)
+        return into, inner.t() @ active, inner.sum(0), *grad_last
 
 
-def _first_layer(active: Tensor, weight: Tensor, bias: Tensor, into: Tensor) -> Tensor:
-    """The activations between the layers, in the first rows of ``into``."""
-    return torch.addmm(bias, active, weight.t(), out=into[: len(active)]).relu_()
+def _first_layer(active: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The activations between the layers."""
+    return torch.addmm(bias, active, weight.t()).relu_()
 
 
 def _last_backward(
-    into: Tensor, value: Tensor, weight: Tensor, grad: Tensor | None, sums: tuple[Tensor, Tensor]
-) -> None:
-    """Writes the gradient of a second layer's input, adds those of its weight and bias."""
+    into: Tensor, value: Tensor, weight: Tensor, grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Writes the gradient of a second layer's input; those of its weight and bias."""
     if grad is None:  # nothing depends on this head
         into.zero_()
-        return
+        return torch.zeros_like(weight), weight.new_zeros(len(weight))
     torch.mm(grad, weight, out=into)
-    sums[0].addmm_(grad.t(), value)
-    sums[1].add_(grad.sum(0))
+    return grad.t() @ value, grad.sum(0)
 
 
 def _mask(grad: Tensor, activation: Tensor) -> None:
     """The backward pass of ReLU, in place."""
     torch.ops.aten.threshold_backward.grad_input(grad, activation, 0, grad_input=grad)
-
-
-def _chunk(rows: Tensor) -> int:
-    return min(CHUNK, len(rows)) if rows.device.type == "cpu" else len(rows)
-
-
-def _chunks(rows: Tensor) -> Iterator[slice]:
-    count, step = len(rows), _chunk(rows)
-    for start in range(0, count, max(step, 1)):
-        yield slice(start, min(start + step, count))

@@ -25,9 +25,11 @@ from scene.experts.base import (
     Moment,
     ParameterGroup,
     SceneFacts,
+    through,
     trunk,
 )
 from scene.gaussian_model import Canonical
+from utils.devices import reading_waits
 
 if TYPE_CHECKING:
     from arguments_MoDE.config import Config, ModelHiddenParams
@@ -65,7 +67,7 @@ class HexPlaneField(nn.Module):
         """Features of ``xyz`` (N, 3), world units, at ``time`` in [0, 1]."""
         low, high = self.bbox
         unit = (xyz - low) * (2 / (high - low).clamp_min(1e-9)) - 1
-        lines = [_row(plane, time) for plane in self.time]
+        lines = _Rows.apply(time, *self.time)
         features = [
             hexplane_encoder.encode(unit, list(self.space[i : i + 3]), lines[i : i + 3])
             for i in range(0, len(self.space), 3)
@@ -73,19 +75,49 @@ class HexPlaneField(nn.Module):
         return torch.cat(features, dim=-1)
 
 
-def _row(plane: Tensor, time: float) -> Tensor:
-    """The time plane (R_t, R, C) interpolated linearly to the line (R, C) at ``time``."""
-    position = min(max(time, 0.0), 1.0) * (len(plane) - 1)
-    i = min(int(position), max(len(plane) - 2, 0))
-    u = position - i
-    return plane[i] if u == 0.0 else torch.lerp(plane[i], plane[i + 1], u)
+class _Rows(torch.autograd.Function):
+    """Planes (R_t, R, C) interpolated linearly to their lines (R, C) at one time.
+
+    With the derivative worked out: autograd would fill a plane with zeros for each of the two rows
+    that a line is made of, and add them up.
+    """
+
+    @staticmethod
+    def forward(ctx, time: float, *planes: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes = [plane.shape for plane in planes]
+        ctx.places = [_place(time, len(plane)) for plane in planes]
+        ctx.set_materialize_grads(False)
+        return tuple(
+            plane[i].clone() if u == 0.0 else torch.lerp(plane[i], plane[i + 1], u)
+            for plane, (i, u) in zip(planes, ctx.places, strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        results: list[Tensor | None] = []
+        for grad, shape, (i, u) in zip(grads, ctx.shapes, ctx.places, strict=True):
+            results.append(None if grad is None else grad.new_zeros(shape))
+            if grad is not None and u == 0.0:
+                results[-1][i] = grad
+            elif grad is not None:
+                torch.mul(grad, 1 - u, out=results[-1][i])
+                torch.mul(grad, u, out=results[-1][i + 1])
+        return None, *results
+
+
+def _place(time: float, rows: int) -> tuple[int, float]:
+    """The row before ``time`` in [0, 1], and how far it is to the next."""
+    position = min(max(time, 0.0), 1.0) * (rows - 1)
+    i = min(int(position), max(rows - 2, 0))
+    return i, position - i
 
 
 class _Curvature(torch.autograd.Function):
     """Mean squared second difference along a dimension of at least 3 samples.
 
-    With the derivative worked out: half the time of ``diff(n=2).square().mean()``, and over
-    all planes of a field that is 12 ms of an iteration on one core.
+    With the derivative worked out: half the time of ``diff(n=2).square().mean()``. On the CPU
+    `hexplane_encoder.roughness` computes it for all planes at once.
     """
 
     @staticmethod
@@ -115,6 +147,16 @@ def _curvature(plane: Tensor, dim: int) -> Tensor:
     if plane.shape[dim] < 3:
         return plane.new_zeros(())
     return _Curvature.apply(plane, dim)
+
+
+def _roughness(field: HexPlaneField) -> tuple[Tensor, Tensor, Tensor]:
+    """See `hexplane_encoder.roughness`; its planes may be on a GPU."""
+    space, time = list(field.space), list(field.time)
+    if not reading_waits(space[0]):
+        return hexplane_encoder.roughness(space, time)
+    smooth = sum(0.5 * (_curvature(p, 0) + _curvature(p, 1)) for p in space)
+    steady = sum(_curvature(p, 0) for p in time)
+    return smooth, steady, sum((1 - p).abs().mean() for p in time)
 
 
 class HexPlaneExpert(Expert):
@@ -154,7 +196,8 @@ class HexPlaneExpert(Expert):
     def forward(self, canonical: Canonical, moment: Moment, wanted: frozenset[str]) -> Deformation:
         """See `Expert.forward`."""
         features = self.field(canonical.xyz, moment.time)
-        return self.heads(self.trunk(self.first(features)), wanted)
+        before = (self.first.weight, self.first.bias)
+        return self.heads(*through(self.trunk, features, before), wanted)
 
     def parameter_groups(self, config: Config, extent: float) -> list[ParameterGroup]:
         """Planes and decoder, each with its own decay over ``position_lr_max_steps``."""
@@ -175,14 +218,13 @@ class HexPlaneExpert(Expert):
 
     def regularizers(self, canonical: Canonical, config: Config) -> dict[str, Tensor]:
         """Smoothness in space and time and closeness of the time planes to 1 (sums over planes)."""
-        hidden, terms = config.hidden, {}
-        if hidden.plane_tv_weight:
-            smooth = sum(0.5 * (_curvature(p, 0) + _curvature(p, 1)) for p in self.field.space)
-            terms["plane_tv"] = hidden.plane_tv_weight * smooth
-        if hidden.time_smoothness_weight:
-            smooth = sum(_curvature(p, 0) for p in self.field.time)
-            terms["time_smoothness"] = hidden.time_smoothness_weight * smooth
-        if hidden.l1_time_planes:
-            distance = sum((1 - p).abs().mean() for p in self.field.time)
-            terms["l1_time"] = hidden.l1_time_planes * distance
-        return terms
+        hidden = config.hidden
+        weights = {
+            "plane_tv": hidden.plane_tv_weight,
+            "time_smoothness": hidden.time_smoothness_weight,
+            "l1_time": hidden.l1_time_planes,
+        }
+        if not any(weights.values()):
+            return {}
+        values = dict(zip(weights, _roughness(self.field), strict=True))
+        return {name: weight * values[name] for name, weight in weights.items() if weight}

@@ -81,7 +81,32 @@ def planes(package: ModuleType, **options) -> dict[str, torch.Tensor]:
     sizes = [(7, 9, 13), (5, 9, 13), (5, 7, 13), (9, 13), (7, 13), (5, 13)]
     grids = [torch.rand(*size, generator=random) + 0.5 for size in sizes]
     points = 2.2 * torch.rand(5000, 3, generator=random) - 1.1
-    return encoded(package, [points, *grids], lambda p, x: p.encode(x[0], x[1:4], x[4:], **options))
+    found = encoded(
+        package, [points, *grids], lambda p, x: p.encode(x[0], x[1:4], x[4:], **options)
+    )
+    grids = [grid.requires_grad_() for grid in grids]
+    measures = package.roughness(grids[:2], grids[2:3], **options)
+    rough = torch.autograd.grad(sum(measures), grids[:3])
+    found |= {f"roughness {i}": value.detach() for i, value in enumerate(measures)}
+    found |= {f"grad of roughness {i}": value for i, value in enumerate(rough)}
+    return found | decoded(package, found["features"], **options)
+
+
+def decoded(package: ModuleType, features: torch.Tensor, **options) -> dict[str, torch.Tensor]:
+    """Heads with fewer and with more outputs than a register holds, of a width that fills none."""
+    random, width = torch.Generator().manual_seed(6), 21
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=random) / shape[-1] ** 0.5).requires_grad_()
+
+    inputs = features.clone().requires_grad_()
+    first, inner = (leaf(width, 13), leaf(width)), (leaf(3 * width, width), leaf(3 * width))
+    last = [(leaf(size, width), leaf(size)) for size in (3, 1, 48)]
+    outputs = package.decode(inputs, first, inner, last, **options)
+    leaves = [inputs, *first, *inner, *(tensor for layer in last for tensor in layer)]
+    sum(output.square().mean() for output in outputs).backward()
+    found = {f"output {k}": output.detach() for k, output in enumerate(outputs)}
+    return found | {f"grad of decoder {i}": leaf.grad for i, leaf in enumerate(leaves)}
 
 
 def hashed(package: ModuleType, **options) -> dict[str, torch.Tensor]:

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import scene.experts.embedding
+import scene.experts.heads
+import scene.experts.hexplane
 import scene.mixture
+import scene.router
 import silence
 import tiny
 from scene.experts.base import LearningRate, ParameterGroup
@@ -15,6 +18,15 @@ from training.trainer import LOG_INTERVAL
 from utils.errors import UserError
 
 STILL = dict(densify_until_iter=0, coarse_iterations=30, iterations=30, gaiting_from_iter=0)
+
+# The modules that go another way on a GPU.
+ASK = (
+    scene.experts.embedding,
+    scene.experts.heads,
+    scene.experts.hexplane,
+    scene.mixture,
+    scene.router,
+)
 
 
 def state(trainer) -> dict[str, torch.Tensor]:
@@ -244,7 +256,7 @@ def _trained(folder, kind, deferred, stage):
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_iteration_between_two_logs_reads_nothing(tmp_path, monkeypatch, kind, stage, masked):
-    for module in (scene.experts.embedding, scene.mixture):
+    for module in ASK:
         monkeypatch.setattr(module, "reading_waits", lambda tensor: True)
     trainer = _trained(tmp_path, kind, True, stage)
     if masked:
@@ -263,7 +275,7 @@ def test_an_iteration_between_two_logs_reads_nothing(tmp_path, monkeypatch, kind
 
 def test_what_would_wait_is_found(tmp_path):
     trainer = _trained(tmp_path, "plain", False, "fine")
-    with pytest.raises(silence.Waited, match="_local_scalar_dense"), silence.NoWaiting():
+    with pytest.raises(silence.Waited, match="lift_fresh|_local_scalar_dense"), silence.NoWaiting():
         trainer.iterate()
     x = torch.zeros(3)
     for wait in (
@@ -280,7 +292,7 @@ def test_what_would_wait_is_found(tmp_path):
 def test_reading_as_on_a_gpu_gives_the_same_training_but_for_rounding(tmp_path, monkeypatch):
     found = []
     for waits in (False, True):
-        for module in (scene.experts.embedding, scene.mixture):
+        for module in ASK:
             monkeypatch.setattr(module, "reading_waits", lambda tensor, waits=waits: waits)
         trainer = made(tmp_path, offsets_lr=1e-2)
         for _ in range(9):

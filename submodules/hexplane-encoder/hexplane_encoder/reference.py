@@ -1,4 +1,4 @@
-"""The encoder in plain PyTorch: its documentation and the oracle of its tests; runs anywhere."""
+"""Encoder and decoder in plain PyTorch: documentation and the oracle of tests; runs anywhere."""
 
 from __future__ import annotations
 
@@ -32,3 +32,31 @@ def sample_plane(plane: Tensor, coordinates: Tensor) -> Tensor:
     grid = coordinates.clamp(-2.0, 2.0)[None, None]  # infinities would become NaN within
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return sampled[0, :, 0].T  # (N, C)
+
+
+def decode(
+    inputs: Tensor,
+    first: tuple[Tensor, Tensor] | None,
+    inner: tuple[Tensor, Tensor],
+    last: Sequence[tuple[Tensor, Tensor]],
+) -> tuple[Tensor, ...]:
+    """Same contract as `hexplane_encoder.decode`, on any device; a chain of linear layers."""
+    hidden = inputs if first is None else F.linear(inputs, *first)
+    parts = F.linear(hidden.relu(), *inner).relu().split(hidden.shape[1], dim=1)
+    return tuple(F.linear(part, *layer) for part, layer in zip(parts, last, strict=True))
+
+
+def roughness(space: Sequence[Tensor], time: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Same contract as `hexplane_encoder.roughness`, on any device."""
+    none = (*space, *time)[0].new_zeros(())
+    smooth = (0.5 * (curvature(plane, 0) + curvature(plane, 1)) for plane in space)
+    steady = (curvature(plane, 0) for plane in time)
+    near_one = ((1 - plane).abs().mean() for plane in time)
+    return sum(smooth, none), sum(steady, none), sum(near_one, none)
+
+
+def curvature(plane: Tensor, dim: int) -> Tensor:
+    """Mean squared second difference along ``dim``; zero where there are fewer than 3 samples."""
+    if plane.shape[dim] < 3:
+        return plane.new_zeros(())
+    return plane.diff(n=2, dim=dim).square().mean()

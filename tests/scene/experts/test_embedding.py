@@ -103,7 +103,7 @@ def test_split_first_layer_is_the_layer_on_the_concatenation():
     temporal = read_table(made.table, made.rows(0), torch.tensor(0.4))
     weight = torch.cat([branch.of_time.weight, branch.of_embedding.weight], 1)
     joined = torch.cat([temporal.expand(6, -1), state.extra["embedding"]], 1)
-    expected = branch.heads(F.linear(joined, weight, branch.of_time.bias), frozenset({"xyz"})).xyz
+    expected = branch.heads(joined, (weight, branch.of_time.bias), frozenset({"xyz"})).xyz
     assert torch.allclose(made(state, moment, frozenset({"xyz"})).xyz, expected, atol=1e-6)
 
 

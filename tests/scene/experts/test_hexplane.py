@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from arguments_MoDE.config import Config
 from scene.experts.base import Moment, SceneFacts
-from scene.experts.hexplane import HexPlaneExpert, HexPlaneField, _curvature
+from scene.experts.hexplane import HexPlaneExpert, HexPlaneField, _curvature, _Rows
 from scene.gaussian_model import Canonical
 
 
@@ -125,3 +125,15 @@ def test_curvature_and_its_gradient_are_those_of_the_plain_formula(shape, dim):
     expected = plane.diff(n=2, dim=dim).square().mean()
     torch.testing.assert_close(_curvature(plane, dim), expected)
     assert torch.autograd.gradcheck(lambda p: _curvature(p, dim), plane)
+
+
+@pytest.mark.parametrize("time", [-0.5, 0.0, 0.3, 0.5, 1.0])
+def test_lines_of_planes_and_their_gradient_are_those_of_the_plain_formula(time):
+    planes = [torch.rand(n, 3, 2, dtype=torch.float64, requires_grad=True) for n in (5, 2, 1)]
+    for plane, line in zip(planes, _Rows.apply(time, *planes), strict=True):
+        position = min(max(time, 0.0), 1.0) * (len(plane) - 1)
+        low = int(position)
+        high = min(low + 1, len(plane) - 1)
+        expected = plane[low] + (position - low) * (plane[high] - plane[low])
+        torch.testing.assert_close(line, expected)
+    assert torch.autograd.gradcheck(lambda *p: _Rows.apply(time, *p), planes)
