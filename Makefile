@@ -14,10 +14,10 @@ BOOTSTRAP = $(PYTHON) script/bootstrap.py
 RUN = "$(shell $(BOOTSTRAP) --print-python)"
 # A finished demo is not trained again, an interrupted one goes on; FORCE=1 starts anew.
 TRAIN_DEMO = train_emb.py -s demo/scene --configs arguments_MoDE/demo/demo.py $(AGAIN)
-# Trains into $(1) with the further flags $(2); the program's own messages speak of flags, not of make.
+# Runs the training $(1); the program's own messages speak of flags, not of make.
 define train
-@echo '$(RUN) $(TRAIN_DEMO) --expname "$(1)" $(2)'
-@$(RUN) $(TRAIN_DEMO) --expname "$(1)" $(2) || { code=$$?; [ $$code -ne 2 -o -n "$(FORCE)" ] || \
+@echo '$(RUN) $(1)'
+@$(RUN) $(1) || { code=$$?; [ $$code -ne 2 -o -n "$(FORCE)" ] || \
 	echo "If the settings have changed since it was trained: make $@ FORCE=1" >&2; exit $$code; }
 endef
 
@@ -37,19 +37,19 @@ setup-dev:  ## the same and what the tests need
 	@$(BOOTSTRAP) --dev --torch "$(TORCH)"
 
 demo: setup  ## trains on the demo scene, renders the held-out camera, prints metrics
-	$(call train,$(DEMO))
+	$(call train,$(TRAIN_DEMO) --expname "$(DEMO)")
 	$(RUN) render_emb.py --model_path "$(DEMO)" --skip_train --skip_existing
 	@$(RUN) script/show_metrics.py "$(DEMO)"
 
 demo-static: setup  ## the same with deformation switched off, beside the demo's numbers
-	$(call train,$(DEMO)_static,--static)
+	$(call train,$(TRAIN_DEMO) --expname "$(DEMO)_static" --static)
 	$(RUN) render_emb.py --model_path "$(DEMO)_static" --skip_train --skip_video --skip_existing
 	@if [ -d "$(DEMO)/test" ]; then set -- "$(DEMO)"; fi; \
 	$(RUN) script/show_metrics.py "$$@" "$(DEMO)_static"
 
 demo-moe: setup  ## trains three models and the router that mixes them, renders, prints metrics
-	$(RUN) train_moe.py experts $(DEMO_MOE) -s demo/scene $(AGAIN)
-	$(RUN) train_moe.py router $(DEMO_MOE) $(AGAIN)
+	$(call train,train_moe.py experts $(DEMO_MOE) -s demo/scene $(AGAIN))
+	$(call train,train_moe.py router $(DEMO_MOE) $(AGAIN))
 	$(RUN) render_moe.py --model_path "$(DEMO)_moe" --skip_train --skip_video
 
 test: setup-dev  ## sets up and runs the tests

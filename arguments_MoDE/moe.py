@@ -139,7 +139,7 @@ class DistillArguments:
     )
     distill_lambda_dssim: float = option(0.2, "share of 1 - SSIM in both losses; L1 has the rest")
     distill_lr_scale: float = option(
-        1.0, "factor on the learning rates, whose schedules reach their end with the last iteration"
+        3.0, "factor on the learning rates, whose schedules reach their end with the last iteration"
     )
     source_path: str = option("", "where the scene is now; default: the MoE's", short="s")
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)

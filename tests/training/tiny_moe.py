@@ -18,9 +18,9 @@ from scene.cameras import Camera
 from scene.experts import SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
-from scene.moe_gs import MoEGS
 from training.checkpoint import save_model
 from training.moe.files import Member, build, load_experts, save_router, write_settings
+from training.moe.model import MoEGS
 from training.moe.router import RouterTrainer
 from training.reports import Report
 from utils.errors import cli

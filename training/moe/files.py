@@ -30,9 +30,9 @@ from torch import nn
 from arguments_MoDE.config import Config
 from arguments_MoDE.moe import RouterParams, as_dict, router_params
 from scene import Scene
-from scene.moe_gs import MoEGS
 from training.checkpoint import Run, load_run, model_folder, read_versioned, saving
 from training.launch import choose_device
+from training.moe.model import MoEGS
 from utils.errors import UserError, brief
 from utils.files import atomic_file
 from utils.verify import check_file, digest, read_sealed, write_sealed

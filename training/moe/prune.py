@@ -29,7 +29,6 @@ from tqdm import tqdm
 from arguments_MoDE.moe import PruneArguments, parse_prune
 from arguments_MoDE.saved import save_config
 from scene import Scene, View, load_scene
-from scene.moe_gs import MoEGS
 from training.checkpoint import (
     STATE_KEYS,
     latest_checkpoint,
@@ -57,6 +56,7 @@ from training.moe.files import (
     save_router,
     write_settings,
 )
+from training.moe.model import MoEGS
 from training.moe.views import MoEViewRenderer
 from utils.errors import UserError
 from utils.files import make_folder, remove_folder, sole_user, write_json

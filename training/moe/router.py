@@ -22,7 +22,6 @@ from arguments_MoDE.config import OptimizationParams, RouterParams
 from arguments_MoDE.moe import RouterArguments, as_dict, parse_router, router_params
 from scene import Scene, View, load_scene
 from scene.experts.base import LearningRate
-from scene.moe_gs import Blend, MoEGS
 from scene.pixel_router import TIME, WEIGHT
 from training.checkpoint import (
     STATE_KEYS,
@@ -51,6 +50,7 @@ from training.moe.files import (
     training_temperature,
     write_settings,
 )
+from training.moe.model import Blend, MoEGS
 from training.moe.views import MoEViewRenderer
 from training.reports import Report
 from training.sampler import ViewSampler

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from arguments_MoDE.moe import RouterParams
 from scene import Scene, View
-from scene.moe_gs import Blend, MoEGS
 from training.moe.files import rendering_temperature
+from training.moe.model import Blend, MoEGS
 
 
 class MoEViewRenderer:

@@ -152,7 +152,7 @@ def test_it_goes_on_counting_where_the_expert_ended(made, tmp_path, monkeypatch)
 
 
 def test_learning_rates_are_scaled_and_fade_out(made, tmp_path):
-    whole = trainer_of(tmp_path / "a", made, NAMES[0])
+    whole = trainer_of(tmp_path / "a", made, NAMES[0], distill_lr_scale=1.0)
     tenth = trainer_of(tmp_path / "b", made, NAMES[0], distill_lr_scale=0.1)
     for trainer in (whole, tenth):
         trainer.iterate()

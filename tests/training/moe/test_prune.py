@@ -18,13 +18,13 @@ from arguments_MoDE.moe import PruneArguments
 from diff_gaussian_rasterization import reference
 from gaussian_renderer import _camera_arguments
 from scene import load_scene
-from scene.moe_gs import MoEGS
 from scene.pixel_router import TIME, WEIGHT, gates_of
 from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, mixture, moe, scatter
 from training.checkpoint import load_run
 from training.evaluation import ViewRenderer
 from training.moe import prune as prune_module
 from training.moe.files import load_moe, read_settings
+from training.moe.model import MoEGS
 from training.moe.prune import Importance, gate_importance, keep_rows, kept_rows
 from utils.interrupts import Interrupted
 

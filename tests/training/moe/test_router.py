@@ -17,7 +17,6 @@ import tiny_moe
 import train_moe
 from arguments_MoDE.config import RouterParams
 from gaussian_renderer import render
-from scene.moe_gs import MoEGS
 from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, mixture, router_trainer
 from training.checkpoint import checkpoints, load_state
 from training.evaluation import evaluate_views
@@ -29,6 +28,7 @@ from training.moe.files import (
     saved_routers,
     training_temperature,
 )
+from training.moe.model import MoEGS
 from training.moe.router import RouterTrainer
 from training.moe.views import MoEViewRenderer
 from utils.errors import UserError

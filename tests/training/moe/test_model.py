@@ -8,10 +8,10 @@ import torch
 import tiny
 from gaussian_renderer import render
 from scene.mixture import Splats
-from scene.moe_gs import MoEGS
 from scene.pixel_router import TIME, WEIGHT, gates_of, rays_of
 from tiny_moe import ITERATION, NAMES, mixture, scatter
 from training.evaluation import ViewRenderer
+from training.moe.model import MoEGS
 
 WHITE = torch.ones(3)
 CAMERAS = [tiny.camera(0), tiny.camera(2)]
