@@ -1,4 +1,4 @@
-"""The demo scene: about two minutes of training on two cores.
+"""The demo scene: little more than a minute of training on two cores.
 
 Sized for small frames and a short clip. Against the recipe for Neural 3D Video it gives up most of
 the iterations, colours that change in time, Gaussians beyond 14,000 and one of the embedding
