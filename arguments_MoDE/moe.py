@@ -59,12 +59,29 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-@dataclass
-class RouterArguments:
+@dataclass(kw_only=True)
+class _Computing:
+    """What every command of MoE-GS is asked for."""
+
+    model_path: Path = field(default_factory=Path)
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    quiet: bool = option(False, "print results only: no progress, no notes")
+    threads: int = option(0, "CPU threads; 0: PyTorch's default")
+
+
+@dataclass(kw_only=True)
+class _Resumable(_Computing):
+    """What every command is asked for that can be interrupted and goes on."""
+
+    resume: bool = option(False, "go on with what was interrupted in the run folder")
+    overwrite: bool = option(False, "replace what this command has left in the run folder")
+
+
+@dataclass(kw_only=True)
+class RouterArguments(_Resumable):
     """What ``train_moe.py router`` is asked for."""
 
     params: RouterParams
-    model_path: Path = field(default_factory=Path)
     configs: str | None = option(None, RECIPE_HELP + "; its RouterParams are read")
     experts: list[str] = option(
         [],
@@ -75,7 +92,6 @@ class RouterArguments:
         "", "folder of a MoE with the same experts: begin with its router's weights, not anew"
     )
     source_path: str = option("", "scene folder; default: the experts'", short="s")
-    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     test_iterations: list[int] = option(
         [500, 2000, 5000], "iterations at which the test views are measured"
     )
@@ -89,43 +105,33 @@ class RouterArguments:
         10.0, "save the training state after so many minutes as well; 0: only as planned above"
     )
     keep_checkpoints: int = option(2, "training states to keep; 0: all")
-    resume: bool = option(False, "go on with the run folder's unfinished run")
-    overwrite: bool = option(False, "replace the router that is in the run folder")
-    quiet: bool = option(False, "print results only: no progress, no notes")
-    threads: int = option(0, "CPU threads; 0: PyTorch's default")
 
 
-@dataclass
-class PruneArguments:
+@dataclass(kw_only=True)
+class PruneArguments(_Resumable):
     """What ``train_moe.py prune`` is asked for."""
 
-    model_path: Path = field(default_factory=Path)
     moe: str = option("", "folder of the MoE to prune; it stays as it is")
     share: float = option(0.5, "share of all experts' Gaussians to remove")
     threshold: float | None = option(
         None, "instead of --share: remove Gaussians of an importance below it"
     )
     importance: str = option(
-        "gate",
-        "what counts: gate = norm of the gradient of the expert's gates by a Gaussian's weights; "
-        "blend = its weight in the blended picture; either a mean over training views",
+        "blend",
+        "what counts: blend = a Gaussian's weight in the blended picture; gate = norm of the "
+        "gradient of its expert's gates by its weights (published; costs far more, see "
+        "docs/moe_gs.md); either a mean over training views",
         choices=("gate", "blend"),
     )
     views: int = option(0, "training views to measure on, evenly spaced; 0: all")
     source_path: str = option("", "where the scene is now; default: the MoE's", short="s")
-    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     checkpoint_minutes: float = option(10.0, "save the sums after so many minutes; 0: never")
-    resume: bool = option(False, "go on with an interrupted pruning")
-    overwrite: bool = option(False, "replace the MoE that is in the run folder")
-    quiet: bool = option(False, "print results only: no progress, no notes")
-    threads: int = option(0, "CPU threads; 0: PyTorch's default")
 
 
-@dataclass
-class DistillArguments:
+@dataclass(kw_only=True)
+class DistillArguments(_Resumable):
     """What ``train_moe.py distill`` is asked for."""
 
-    model_path: Path = field(default_factory=Path)
     moe: str = option("", "folder of the MoE that teaches; it stays as it is")
     expert: str = option("", "name of its expert that learns")
     student: str = option(
@@ -139,10 +145,9 @@ class DistillArguments:
     )
     distill_lambda_dssim: float = option(0.2, "share of 1 - SSIM in both losses; L1 has the rest")
     distill_lr_scale: float = option(
-        3.0, "factor on the learning rates, whose schedules reach their end with the last iteration"
+        3.0, "factor on the learning rates, which go on as the schedules say and fade out"
     )
     source_path: str = option("", "where the scene is now; default: the MoE's", short="s")
-    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     checkpoint_iterations: list[int] = option(
         [], "iterations, counted on from the expert's, at which the training state is saved"
     )
@@ -150,17 +155,12 @@ class DistillArguments:
         10.0, "save the training state after so many minutes as well; 0: only as planned above"
     )
     keep_checkpoints: int = option(2, "training states to keep; 0: all")
-    resume: bool = option(False, "go on with an interrupted distillation")
-    overwrite: bool = option(False, "replace the run that is in the run folder")
-    quiet: bool = option(False, "print results only: no progress, no notes")
-    threads: int = option(0, "CPU threads; 0: PyTorch's default")
 
 
-@dataclass
-class MoERenderingArguments:
+@dataclass(kw_only=True)
+class MoERenderingArguments(_Computing):
     """What ``render_moe.py`` is asked for."""
 
-    model_path: Path = field(default_factory=Path)
     iteration: int = option(-1, "iteration of the router to render, of those saved; -1: the last")
     experts: list[str] = option([], "names of the experts that take part; default: all")
     skip_train: bool = option(False, "leave the training views out")
@@ -168,9 +168,6 @@ class MoERenderingArguments:
     skip_video: bool = option(False, "leave the path of novel views out")
     skip_experts: bool = option(False, "leave each expert's own picture and metrics out")
     skip_gates: bool = option(False, "leave the pictures of the gates out")
-    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
-    quiet: bool = option(False, "print results only: no progress, no notes")
-    threads: int = option(0, "CPU threads; 0: PyTorch's default")
     lpips: bool = option(True, "measure LPIPS too, when its weights are found")
     lpips_experts: bool = option(False, "measure LPIPS of each expert's own pictures as well")
     source_path: str | None = option(None, "where the scene is now; default: the run's", short="s")

@@ -282,7 +282,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(made, tmp_path, capsys, monkeyp
         assert stop.value.number == number and len(calls) == 4
         assert [p.name for p in (out / "checkpoint").iterdir()] == ["prune_4"]
         assert "--resume" in fails(capsys, lambda: command(made, out))
-        for flag in (("--importance", "blend"), ("--views", "5")):
+        for flag in (("--importance", "gate"), ("--views", "5")):
             said = fails(capsys, lambda f=flag: command(made, out, "--resume", *f))
             assert f"made with another {flag[0]}" in said
         assert command(made, out, "--resume") == 0
@@ -304,7 +304,7 @@ def test_routers_without_weights_of_gaussians_are_refused(source, tmp_path, caps
     ray = moe(tmp_path / "ray", source, router="pixel")
     volume = moe(tmp_path / "volume", source, router="volume")
     out = tmp_path / "out"
-    said = fails(capsys, lambda: command(ray, out))
+    said = fails(capsys, lambda: command(ray, out, "--importance", "gate"))
     assert "of the kind pixel" in said and "--importance blend" in said
     assert "of the kind volume" in fails(capsys, lambda: command(volume, out))
     assert "of the kind volume" in fails(
