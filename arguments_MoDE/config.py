@@ -86,6 +86,9 @@ class ModelParams:
     white_background: bool = option(
         True, "white behind the Gaussians, else black", short="w", structural=True
     )
+    near_plane: float = option(
+        0.2, "Gaussians at this depth, in world units, or nearer to a camera are not drawn"
+    )
     max_points: int = option(0, "thin the initial point cloud to at most this many points; 0: keep")
     add_points: int = option(
         0, "add this many uniformly random points in the cloud's box (published: 100000 or none)"

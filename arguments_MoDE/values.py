@@ -178,6 +178,7 @@ def merged(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
 RANGES: dict[str, tuple[float, float]] = {
     "resolution": (-1, math.inf),
     "sh_degree": (0, 3),
+    "near_plane": (1e-6, math.inf),
     "frame_step": (1, math.inf),
     "llffhold": (0, math.inf),
     "seed": (0, 2**63 - 1),

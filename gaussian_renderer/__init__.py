@@ -63,7 +63,7 @@ def render(
         sh_degree: active degree; coefficients above it are not read.
 
     Raises:
-        ValueError: if the cameras differ in size.
+        ValueError: if the cameras differ in size or near plane.
     """
     means = gaussians.means
     means2d = means.new_zeros(len(cameras), len(means), 3, requires_grad=torch.is_grad_enabled())
@@ -108,7 +108,8 @@ def render_layers(
             layers, are those of one render of all Gaussians.
 
     Raises:
-        ValueError: if the cameras differ in size, or the features do not fit the Gaussians.
+        ValueError: if the cameras differ in size or near plane, or the features do not fit the
+            Gaussians.
     """
     _check_layers(gaussians, features)
     means = gaussians[0].means
@@ -158,6 +159,9 @@ def _camera_arguments(cameras: Sequence[Camera], like: Tensor) -> dict:
     sizes = {(c.width, c.height) for c in cameras}
     if len(sizes) != 1:
         raise ValueError(f"cameras of one batch must have one size, got {sorted(sizes)}")
+    near = {camera.near_plane for camera in cameras}
+    if len(near) != 1:
+        raise ValueError(f"cameras of one batch must have one near plane, got {sorted(near)}")
     width, height = sizes.pop()
     copies = zip(*(camera.on(like.device, like.dtype) for camera in cameras), strict=True)
     views, projections, centres, tangents = (torch.stack(values) for values in copies)
@@ -168,4 +172,5 @@ def _camera_arguments(cameras: Sequence[Camera], like: Tensor) -> dict:
         tanfov=tangents,
         width=width,
         height=height,
+        near_plane=near.pop(),
     )

@@ -46,6 +46,7 @@ def fit_path(
             camera_from_pose("path", size, (model.fx, model.fy, *centre), pose),
             near=model.near,
             far=model.far,
+            near_plane=model.near_plane,
         )
         for pose in path
     ]

@@ -30,6 +30,7 @@ class Camera:
         fx, fy, cx, cy: focal lengths and principal point, in pixels.
         world_to_camera: (4, 4) float32 on the CPU; x right, y down, z forward.
         near, far: depths of the clipping planes, in world units.
+        near_plane: depth at or below which a Gaussian is not drawn, in world units.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Camera:
     world_to_camera: torch.Tensor
     near: float = 0.01
     far: float = 100.0
+    near_plane: float = 0.2
 
     @cached_property
     def world_view_transform(self) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ def load_scene(model: ModelParams) -> Scene:
     check_poses(capture, cameras)
     colour = 255 if model.white_background else 0
     store = _frame_store(capture, model, (colour,) * 3)
-    resize = _Resizer(model.resolution)
+    resize = _Resizer(model.resolution, model.near_plane)
     scene = Scene(
         kind=capture.kind,
         source_path=root,
@@ -140,16 +140,19 @@ def target_size(native: Size, resolution: int) -> Size:
 
 
 class _Resizer:
-    """Cameras at the chosen resolution, one object per camera: its matrices are made once."""
+    """Cameras at the chosen resolution and near plane, one object each: matrices are made once."""
 
-    def __init__(self, resolution: int) -> None:
-        self._resolution = resolution
+    def __init__(self, resolution: int, near_plane: float) -> None:
+        self._resolution, self._near_plane = resolution, near_plane
         self._done: dict[int, tuple[Camera, Camera]] = {}  # keeps the key's object alive
 
     def __call__(self, camera: Camera) -> Camera:
         if id(camera) not in self._done:
             size = target_size((camera.width, camera.height), self._resolution)
-            self._done[id(camera)] = (camera, camera.resized(*size))
+            self._done[id(camera)] = (
+                camera,
+                replace(camera.resized(*size), near_plane=self._near_plane),
+            )
         return self._done[id(camera)][1]
 
 

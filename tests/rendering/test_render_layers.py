@@ -46,6 +46,23 @@ def test_images_are_those_of_each_set_alone():
     assert out.alpha.amax((0, 2, 3, 4))[[0, 3]].min() > 0.5
 
 
+def test_cameras_draw_nothing_before_their_near_plane():
+    sets, features = layers()
+    near = [replace(camera, near_plane=3.0) for camera in CAMERAS]
+    out, alone = (
+        render_layers(near, sets, features, BACKGROUND, 2),
+        render(near, sets[0], BACKGROUND, 2),
+    )
+    depths = [
+        s.means @ c.world_to_camera[2, :3] + c.world_to_camera[2, 3] for s in sets for c in near
+    ]
+    everything = render_layers(CAMERAS, sets, features, BACKGROUND, 2)
+    beyond = torch.cat([torch.stack(depths[2 * k : 2 * k + 2]) for k in range(len(sets))], 1) > 3.0
+    assert torch.equal(out.radii, torch.where(beyond, everything.radii, 0))
+    assert torch.equal(alone.radii, out.radii[:, : len(sets[0].means)])
+    assert 0 < (out.radii > 0).sum() < (everything.radii > 0).sum()
+
+
 def test_no_background_leaks_into_the_features():
     sets, features = layers()
     ones = [torch.ones_like(f) for f in features]
@@ -154,3 +171,7 @@ def test_mistakes_are_named():
         render_layers(CAMERAS, [], [], BACKGROUND, 2)
     with pytest.raises(ValueError, match="one size"):
         render_layers([CAMERAS[0], replace(CAMERAS[1], width=30)], sets, features, BACKGROUND, 2)
+    with pytest.raises(ValueError, match="one near plane"):
+        render_layers(
+            [CAMERAS[0], replace(CAMERAS[1], near_plane=1.0)], sets, features, BACKGROUND, 2
+        )

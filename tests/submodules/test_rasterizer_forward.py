@@ -79,6 +79,39 @@ def test_precomputed_covariance_and_scale_modifier_match_the_twin():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_drawn_before_the_near_plane(dtype):
+    gaussians, cameras = random_gaussians(80, dtype=dtype), random_cameras(2, dtype=dtype)
+    near = rasterize(**gaussians, **cameras, near_plane=3.9)
+    assert_same_images(
+        near, reference.rasterize(**gaussians, **cameras, near_plane=3.9), TOLERANCE[dtype]
+    )
+    plain = rasterize(**gaussians, **cameras)
+    depths = (
+        gaussians["means3D"] @ cameras["viewmatrices"][:, :3, 2:]
+        + (cameras["viewmatrices"][:, None, 3, 2:])
+    )
+    assert torch.equal(near.radii, torch.where(depths[..., 0] > 3.9, plain.radii, 0))
+    assert 20 < (near.radii > 0).sum() < 2 * (plain.radii > 0).sum() / 3
+    near.color.sum().backward()
+    culled = (near.radii == 0).all(0)
+    for name, tensor in gaussians.items():
+        assert not tensor.grad[0, culled].any(), name
+
+
+def test_the_near_plane_itself_is_before_it():
+    camera = straight_camera()
+    for near, drawn in ((2.0, False), (2.0 - 1e-12, True), (0.2, True)):
+        out = rasterize(**one_gaussian(0.7), **camera, near_plane=near)
+        assert bool(out.radii) == bool(out.alpha.any()) == drawn
+
+
+@pytest.mark.parametrize("near", [0.0, -1.0, math.nan, math.inf])
+def test_a_near_plane_that_is_none_is_refused(near):
+    with pytest.raises(ValueError, match="near_plane must be a number above 0"):
+        rasterize(**one_gaussian(0.7), **straight_camera(), near_plane=near)
+
+
 @pytest.mark.parametrize("scale", [0.003, 0.5, 3.0])
 def test_tiny_and_huge_splats_match_the_twin(scale):
     gaussians = random_gaussians(50, dtype=torch.float64)

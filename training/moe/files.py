@@ -51,6 +51,7 @@ SAME_SCENE = (
     "time_convention",
     "test_cameras",
     "white_background",
+    "near_plane",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -74,3 +75,11 @@ def check_size(width: int, height: int) -> None:
     """Raises unless the image has at least one pixel and its indices fit."""
     if not (0 < width <= 1 << 20 and 0 < height <= 1 << 20):
         raise ValueError(f"the image size {width} x {height} is not between 1 and 2^20 pixels")
+
+
+def near_plane_of(value: float) -> float:
+    """`value` as a number above 0: at 0 and below nothing can be projected."""
+    near = float(value)
+    if not 0.0 < near < math.inf:
+        raise ValueError(f"near_plane must be a number above 0, not {value}")
+    return near

@@ -88,9 +88,10 @@ class Call:
             int(shared),
             int(settings.raw),
         )
+        scalars = (settings.scale_modifier, settings.near_plane)
         inputs = [strided(t) for t in tensors]
         self.where = (gpu.device, gpu.stream)
-        self.inputs = (*self.where, sizes, settings.scale_modifier, inputs)
+        self.inputs = (*self.where, sizes, scalars, inputs)
 
     def launch(self, name: str, *arguments: Any) -> None:
         """Runs a stage that depends on the inputs and their dtype."""

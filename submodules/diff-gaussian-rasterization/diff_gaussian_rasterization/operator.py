@@ -10,6 +10,8 @@ from torch import Tensor
 
 from diff_gaussian_rasterization import _native, arguments, cuda, devices, layered
 
+NEAR_PLANE = 0.2  # as published
+
 
 class RasterOutput(NamedTuple):
     """B rendered views of N Gaussians with C channels; with layers, images have an axis E after B.
@@ -37,6 +39,7 @@ class Settings(NamedTuple):
     height: int
     sh_degree: int
     scale_modifier: float
+    near_plane: float
     raw: bool
     layers: tuple[int, ...] | None
     shared: bool
@@ -80,6 +83,7 @@ def _native_inputs(settings: Settings, tensors: tuple[Tensor | None, ...]) -> An
         settings.height,
         settings.sh_degree,
         settings.scale_modifier,
+        settings.near_plane,
         settings.raw,
         settings.shared,
         _grouped(tensors[:-_COMMON], len(_DIFFERENTIABLE) - 1),
@@ -244,6 +248,7 @@ def rasterize(
     background: Tensor,
     sh_degree: int = 0,
     scale_modifier: float = 1.0,
+    near_plane: float = NEAR_PLANE,
     raw: bool = False,
     means2D: PerLayer | None = None,
     layers: Sequence[int] | None = None,
@@ -272,6 +277,7 @@ def rasterize(
         background: (C,); with features (C + F,), normally 0 behind these.
         sh_degree: 0 to 3, the degree to evaluate.
         scale_modifier: multiplies all scales.
+        near_plane: view-space z, above 0, at or below which a Gaussian is culled; 0.2 as published.
         raw: scales are given as logarithms, opacities as logits and quaternions in any length:
             their activations (exp, sigmoid, division by the length) and the gradients of these
             are part of the render. Not for cov3Ds, which are used as they are.
@@ -306,6 +312,7 @@ def rasterize(
         height=int(height),
         sh_degree=int(sh_degree),
         scale_modifier=float(scale_modifier),
+        near_plane=arguments.near_plane_of(near_plane),
         raw=bool(raw),
         layers=layered.counts_of(parts, layers, isinstance(means3D, Sequence)),
         shared=bool(shared_transmittance),

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization import layered
-from diff_gaussian_rasterization.operator import PerLayer, RasterOutput
+from diff_gaussian_rasterization.operator import NEAR_PLANE, PerLayer, RasterOutput
 
 TILE = 16  # pixels
-NEAR = 0.2  # view-space z at or below which a Gaussian is culled
 DILATION = 0.3  # px^2 added to the diagonal of the 2D covariance
 FRUSTUM_MARGIN = 1.3  # x/z and y/z are clamped to this multiple of tan(fov / 2) in the Jacobian
 MAX_RADIUS = 1e9  # px
@@ -56,6 +55,7 @@ class Camera(NamedTuple):
     tanfov: Tensor  # (2,)
     width: int
     height: int
+    near_plane: float = NEAR_PLANE  # view-space z at or below which a Gaussian is culled
 
     @property
     def focal(self) -> Tensor:
@@ -134,7 +134,7 @@ def tile_rectangles(camera: Camera, centre: Tensor, radius: Tensor) -> Tensor:
 def project(camera: Camera, means: Tensor, cov: Tensor, means2d: Tensor | None) -> Splats:
     """Projects N Gaussians with 3D covariances (N, 3, 3)."""
     t = means @ camera.view[:3, :3] + camera.view[3, :3]
-    in_front = t[:, 2] > NEAR
+    in_front = t[:, 2] > camera.near_plane
     t = torch.where(in_front[:, None], t, torch.ones_like(t))
     maps = affine_maps(camera, t)
     cov2d = maps @ cov @ maps.transpose(-1, -2)
@@ -287,6 +287,7 @@ def _draw(
     background: Tensor,
     sh_degree: int,
     scale_modifier: float,
+    near_plane: float,
     raw: bool,
 ) -> RasterOutput:
     """All views of Gaussians in one stack."""
@@ -303,7 +304,8 @@ def _draw(
     views = []
     for v in range(viewmatrices.shape[0]):
         camera = Camera(
-            of(viewmatrices, v), of(projmatrices, v), of(camposs, v), of(tanfov, v), width, height
+            *(of(tensor, v) for tensor in (viewmatrices, projmatrices, camposs, tanfov)),
+            *(width, height, near_plane),
         )
         own = {name: of(tensor, v) for name, tensor in gaussians.items()}
         if own["cov3Ds"] is None:
@@ -354,6 +356,7 @@ def rasterize(
     background: Tensor,
     sh_degree: int = 0,
     scale_modifier: float = 1.0,
+    near_plane: float = NEAR_PLANE,
     raw: bool = False,
     means2D: PerLayer | None = None,
     layers: Sequence[int] | None = None,
@@ -371,7 +374,7 @@ def rasterize(
     view = dict(
         viewmatrices=viewmatrices, projmatrices=projmatrices, camposs=camposs, tanfov=tanfov,
         width=width, height=height, background=background, sh_degree=sh_degree,
-        scale_modifier=scale_modifier, raw=raw,
+        scale_modifier=scale_modifier, near_plane=near_plane, raw=raw,
     )  # fmt: skip
     if layers is None:
         return _draw(gaussians, None, **view)

@@ -93,8 +93,8 @@ Inputs<S> with_tensors(Inputs<S> in, const PartTensors<S>& t) {
 }
 
 template <typename S>
-HostInputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier, bool raw,
-                          bool shared, const std::vector<PartTensors<S>>& tensors,
+HostInputs<S> make_inputs(int width, int height, int sh_degree, double scale_modifier, double near_plane,
+                          bool raw, bool shared, const std::vector<PartTensors<S>>& tensors,
                           const Array<const S>& view, const Array<const S>& projection,
                           const Array<const S>& position, const Array<const S>& tan_fov,
                           const Array<const S>& background,
@@ -108,6 +108,7 @@ HostInputs<S> make_inputs(int width, int height, int sh_degree, double scale_mod
   in.height = height;
   in.sh_degree = sh_degree;
   in.scale_modifier = static_cast<S>(scale_modifier);
+  in.near_plane = static_cast<S>(near_plane);
   in.raw = raw;
   in.shared = shared;
   in.layers = layer_start ? static_cast<int>(layer_start->shape(0)) - 1 : 1;
@@ -209,9 +210,10 @@ void bind(nb::module_& m, const std::string& suffix) {
   nb::class_<HostInputs<S>>(m, ("Inputs" + suffix).c_str());
   nb::class_<RenderState<S>>(m, ("RenderState" + suffix).c_str());
   m.def(("inputs" + suffix).c_str(), &make_inputs<S>, nb::arg("width"), nb::arg("height"),
-        nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("raw"), nb::arg("shared"),
-        nb::arg("parts"), nb::arg("view"), nb::arg("projection"), nb::arg("position"),
-        nb::arg("tan_fov"), nb::arg("background"), nb::arg("layer_start").none());
+        nb::arg("sh_degree"), nb::arg("scale_modifier"), nb::arg("near_plane"), nb::arg("raw"),
+        nb::arg("shared"), nb::arg("parts"), nb::arg("view"), nb::arg("projection"),
+        nb::arg("position"), nb::arg("tan_fov"), nb::arg("background"),
+        nb::arg("layer_start").none());
   m.def(("forward" + suffix).c_str(), &forward<S>, nb::arg("inputs"), nb::arg("color").noconvert(),
         nb::arg("alpha").noconvert(), nb::arg("depth").noconvert(), nb::arg("radii").noconvert(),
         nb::arg("keep"), nb::arg("threads"));

@@ -32,8 +32,11 @@ using Sizes = std::array<int, 11>;
 // background, layer_start
 using InputTensors = std::array<Tensor, 14>;
 
+// scale_modifier, near_plane
+using Scalars = std::array<double, 2>;
+
 template <typename S>
-Inputs<S> make_inputs(const Sizes& sizes, double scale_modifier, const InputTensors& t) {
+Inputs<S> make_inputs(const Sizes& sizes, const Scalars& scalars, const InputTensors& t) {
   Inputs<S> in;
   in.width = sizes[0];
   in.height = sizes[1];
@@ -46,7 +49,8 @@ Inputs<S> make_inputs(const Sizes& sizes, double scale_modifier, const InputTens
   in.layers = sizes[8];
   in.shared = sizes[9] != 0;
   in.raw = sizes[10] != 0;
-  in.scale_modifier = static_cast<S>(scale_modifier);
+  in.scale_modifier = static_cast<S>(scalars[0]);
+  in.near_plane = static_cast<S>(scalars[1]);
   Batched<const S>* const members[] = {&in.means,      &in.opacities, &in.sh,        &in.colors,
                                        &in.extra,      &in.scales,    &in.rotations, &in.cov3d,
                                        &in.view,       &in.projection, &in.position, &in.tan_fov};
@@ -102,10 +106,10 @@ InputGradients<S> make_gradients(const GradientTensors& t) {
 }
 
 template <typename S>
-void project(int device, Stream stream, const Sizes& sizes, double modifier,
+void project(int device, Stream stream, const Sizes& sizes, const Scalars& scalars,
              const InputTensors& inputs, const SplatTensors& splats, Address radii) {
   const native::DeviceGuard guard(device);
-  const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
+  const Inputs<S> in = make_inputs<S>(sizes, scalars, inputs);
   cuda::project(in, make_splats<S>(splats, in.sums()), native::pointer<std::int32_t>(radii),
                 native::stream_of(stream));
 }
@@ -131,12 +135,12 @@ void place_splats(int device, Stream stream, Address scratch, std::int64_t bytes
 }
 
 template <typename S, typename Key>
-void list_pairs(int device, Stream stream, const Sizes& sizes, double modifier,
+void list_pairs(int device, Stream stream, const Sizes& sizes, const Scalars& scalars,
                 const InputTensors& inputs, const SplatTensors& splats, Address order,
                 Address offsets, Address keys, Address slots, Address splat_of_slot) {
   using native::pointer;
   const native::DeviceGuard guard(device);
-  const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
+  const Inputs<S> in = make_inputs<S>(sizes, scalars, inputs);
   cuda::list_pairs(in, make_splats<S>(splats, in.sums()), pointer<const std::uint32_t>(order),
                    pointer<const std::int64_t>(offsets), pointer<Key>(keys),
                    pointer<std::uint32_t>(slots), pointer<std::int32_t>(splat_of_slot),
@@ -155,12 +159,12 @@ void find_tiles(int device, Stream stream, Address scratch, std::int64_t bytes, 
 
 // `images`: color, alpha, depth.
 template <typename S>
-void blend(int device, Stream stream, const Sizes& sizes, double modifier,
+void blend(int device, Stream stream, const Sizes& sizes, const Scalars& scalars,
            const InputTensors& inputs, const SplatTensors& splats, const PairTensors& pairs,
            const std::array<Address, 3>& images, const KeptTensors& kept) {
   using native::pointer;
   const native::DeviceGuard guard(device);
-  const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
+  const Inputs<S> in = make_inputs<S>(sizes, scalars, inputs);
   const Outputs<S> out{pointer<S>(images[0]), pointer<S>(images[1]), pointer<S>(images[2]),
                        nullptr};
   cuda::blend(in, make_splats<S>(splats, in.sums()), make_pairs(pairs), out,
@@ -168,14 +172,14 @@ void blend(int device, Stream stream, const Sizes& sizes, double modifier,
 }
 
 template <typename S>
-void blend_backward(int device, Stream stream, const Sizes& sizes, double modifier,
+void blend_backward(int device, Stream stream, const Sizes& sizes, const Scalars& scalars,
                     const InputTensors& inputs, const SplatTensors& splats,
                     const PairTensors& pairs, std::int64_t most_buckets,
                     const std::array<Address, 3>& images, const GradientTensors& gradients,
                     const KeptTensors& kept, Address pair_values) {
   using native::pointer;
   const native::DeviceGuard guard(device);
-  const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
+  const Inputs<S> in = make_inputs<S>(sizes, scalars, inputs);
   const ImageGradients<S> image{pointer<const S>(images[0]), pointer<const S>(images[1]),
                                 pointer<const S>(images[2])};
   cuda::blend_backward(in, make_splats<S>(splats, in.sums()), make_pairs(pairs), most_buckets,
@@ -184,11 +188,11 @@ void blend_backward(int device, Stream stream, const Sizes& sizes, double modifi
 }
 
 template <typename S>
-void project_backward(int device, Stream stream, const Sizes& sizes, double modifier,
+void project_backward(int device, Stream stream, const Sizes& sizes, const Scalars& scalars,
                       const InputTensors& inputs, const SplatTensors& splats, Address pair_values,
                       Address sums, const GradientTensors& gradients) {
   const native::DeviceGuard guard(device);
-  const Inputs<S> in = make_inputs<S>(sizes, modifier, inputs);
+  const Inputs<S> in = make_inputs<S>(sizes, scalars, inputs);
   const InputGradients<S> grad = make_gradients<S>(gradients);
   cuda::project_backward(in, make_splats<S>(splats, in.sums()),
                          native::pointer<const S>(pair_values), native::pointer<S>(sums),

@@ -49,6 +49,15 @@ def test_transparent_pixels_show_the_background(tmp_path, white, colour):
     assert np.abs(image[0, 0].numpy() - expected).max() <= 0.51
 
 
+def test_every_camera_has_the_near_plane_that_was_asked_for(tmp_path):
+    builders.blender_scene(tmp_path)
+    for resolution in (1, 2):
+        scene = builders.load(tmp_path, near_plane=0.7, resolution=resolution)
+        views = (*scene.train, *scene.test, *scene.video)
+        assert scene.video and {view.camera.near_plane for view in views} == {0.7}
+    assert builders.load(tmp_path).train[0].camera.near_plane == 0.2
+
+
 def _rewrite_times(root, change) -> None:
     for split in ("train", "test"):
         path = root / f"transforms_{split}.json"

@@ -199,6 +199,7 @@ CHANGES = {
     "time_convention": "published",
     "test_cameras": ["cam01"],
     "white_background": False,
+    "near_plane": 0.5,
     "source_path": "/elsewhere",
 }
 

@@ -6,7 +6,8 @@
 
 namespace gr {
 
-constexpr double kNearPlane = 0.2;          // view-space z at or below which a Gaussian is culled
+constexpr double kNearPlane = 0.2;          // view-space z at or below which a Gaussian is culled,
+                                            // unless told otherwise
 constexpr double kHomogeneousBias = 1e-7;   // added to w before the perspective division
 
 template <typename S>
@@ -17,11 +18,12 @@ struct Camera {
   S tan_x, tan_y;     // tangents of the half fields of view
   S focal_x, focal_y; // pixels
   int width, height;  // pixels
+  S near_plane;       // view-space z at or below which a Gaussian is culled
 };
 
 template <typename S>
 GR_HD Camera<S> make_camera(const S* view, const S* projection, const S* position,
-                            const S* tan_fov, int width, int height) {
+                            const S* tan_fov, int width, int height, S near_plane) {
   Camera<S> camera;
   for (int i = 0; i < 16; ++i) {
     camera.view[i] = view[i];
@@ -34,6 +36,7 @@ GR_HD Camera<S> make_camera(const S* view, const S* projection, const S* positio
   camera.focal_y = S(height) / (S(2) * tan_fov[1]);
   camera.width = width;
   camera.height = height;
+  camera.near_plane = near_plane;
   return camera;
 }
 

@@ -31,6 +31,7 @@ struct Inputs {
   bool shared = false;
   int sh_rows = 0, sh_degree = 0;  // coefficients stored, degree used
   S scale_modifier = 1;
+  S near_plane = S(kNearPlane);
   bool raw = false;  // scales are logarithms, opacities logits, quaternions of any length
   Batched<const S> means, opacities;            // (N, 3), (N, 1)
   Batched<const S> sh, colors, extra;           // (N, sh_rows, 3) or (N, C); (N, F)
@@ -65,7 +66,8 @@ struct Inputs {
     return low;
   }
   GR_HD Camera<S> camera(int v) const {
-    return make_camera(view.at(v), projection.at(v), position.at(v), tan_fov.at(v), width, height);
+    return make_camera(view.at(v), projection.at(v), position.at(v), tan_fov.at(v), width, height,
+                       near_plane);
   }
 };
 

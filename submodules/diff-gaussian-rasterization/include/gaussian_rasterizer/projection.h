@@ -157,7 +157,7 @@ GR_HD bool finish_splat(Splat<S>& splat) {
 template <typename S>
 GR_HD bool project(const Camera<S>& camera, Vec3<S> mean, const Sym3<S>& cov, Splat<S>& splat) {
   const Vec3<S> t = to_camera(camera, mean);
-  if (!(t.z > S(kNearPlane)) || !is_finite(t) || !is_finite(cov)) return false;
+  if (!(t.z > camera.near_plane) || !is_finite(t) || !is_finite(cov)) return false;
   const Clip<S> clip = to_clip(camera, mean);
   splat.depth = t.z;
   splat.x = ((clip.x * clip.inv_w + S(1)) * S(camera.width) - S(1)) * S(0.5);
