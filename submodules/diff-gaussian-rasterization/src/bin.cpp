@@ -29,31 +29,56 @@ void list_drawn(const ViewState<S>& state, int begin, int end, Indices& order) {
   }
 }
 
-// Stable least-significant-digit radix sort; depths are positive, so their bits sort as integers.
-void sort_by_depth(const Buffer<float>& depths, Indices& order) {
-  std::vector<KeyIndex> items(order.size()), spare(order.size());
-  std::vector<std::uint32_t> histogram(3 * kRadix, 0);
-  for (std::size_t k = 0; k < order.size(); ++k) {
-    std::uint32_t key;
-    std::memcpy(&key, &depths[order[k]], sizeof key);
-    items[k] = {key, order[k]};
-    for (int pass = 0; pass < 3; ++pass) {
-      ++histogram[pass * kRadix + ((key >> (pass * kRadixBits)) & (kRadix - 1))];
-    }
-  }
-  for (int pass = 0; pass < 3; ++pass) {
-    std::uint32_t* start = histogram.data() + pass * kRadix;
-    std::uint32_t total = 0;
-    for (int d = 0; d < kRadix; ++d) total += std::exchange(start[d], total);
-    for (const KeyIndex& item : items) {
-      spare[start[(item.key >> (pass * kRadixBits)) & (kRadix - 1)]++] = item;
-    }
-    items.swap(spare);
-  }
-  for (std::size_t k = 0; k < order.size(); ++k) order[k] = items[k].index;
+int segments_of(std::size_t count, int threads) {
+  return std::min<int>(threads, 1 + int(count / kSegment));
 }
 
-void sort_by_depth(const Buffer<double>& depths, Indices& order) {
+// From the counts per (segment, digit) to the place of each segment's first item of each digit.
+void place_digits(int segments, std::uint32_t* start) {
+  std::uint32_t total = 0;
+  for (int d = 0; d < kRadix; ++d) {
+    for (int s = 0; s < segments; ++s) total += std::exchange(start[s * kRadix + d], total);
+  }
+}
+
+// Stable least-significant-digit radix sort; depths are positive, so their bits sort as integers.
+// Segments keep their order, so that the result is the same for any number of threads.
+void sort_by_depth(const Buffer<float>& depths, int threads, Indices& order) {
+  const std::size_t count = order.size();
+  const int segments = segments_of(count, threads);
+  const auto begin = [&](int segment) { return count * segment / segments; };
+  std::vector<KeyIndex> items(count), spare(count);
+  std::vector<std::uint32_t> starts(std::size_t(segments) * kRadix);
+  for (int pass = 0; pass < 3; ++pass) {
+    const int shift = pass * kRadixBits;
+    parallel_for(segments, threads, [&](int s, int) {
+      std::uint32_t* histogram = starts.data() + std::size_t(s) * kRadix;
+      std::fill_n(histogram, kRadix, 0);
+      for (std::size_t k = begin(s); k < begin(s + 1); ++k) {
+        if (pass == 0) {
+          items[k].index = order[k];
+          std::memcpy(&items[k].key, &depths[order[k]], sizeof items[k].key);
+        }
+        ++histogram[(items[k].key >> shift) & (kRadix - 1)];
+      }
+    });
+    place_digits(segments, starts.data());
+    parallel_for(segments, threads, [&](int s, int) {
+      std::uint32_t* start = starts.data() + std::size_t(s) * kRadix;
+      for (std::size_t k = begin(s); k < begin(s + 1); ++k) {
+        const std::uint32_t at = start[(items[k].key >> shift) & (kRadix - 1)]++;
+        if (pass == 2) {
+          order[at] = items[k].index;
+        } else {
+          spare[at] = items[k];
+        }
+      }
+    });
+    items.swap(spare);
+  }
+}
+
+void sort_by_depth(const Buffer<double>& depths, int, Indices& order) {
   std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
     return depths[a] < depths[b];
   });
@@ -72,11 +97,14 @@ Indices depth_order(const Inputs<S>& in, int threads, const Projected<S>& projec
                     const ViewState<S>& state) {
   const int stacks = in.stacks();
   std::vector<Indices> orders(stacks);
+  if (stacks == 1) {
+    list_drawn(state, 0, in.gaussians, orders[0]);
+    sort_by_depth(projected.depths, threads, orders[0]);
+    return std::move(orders[0]);
+  }
   parallel_for(stacks, threads, [&](int stack, int) {
-    const bool all = stacks == 1;
-    list_drawn(state, all ? 0 : in.layer_start[stack],
-               all ? in.gaussians : in.layer_start[stack + 1], orders[stack]);
-    sort_by_depth(projected.depths, orders[stack]);
+    list_drawn(state, in.layer_start[stack], in.layer_start[stack + 1], orders[stack]);
+    sort_by_depth(projected.depths, 1, orders[stack]);
   });
   Indices joined = std::move(orders[0]);
   for (int stack = 1; stack < stacks; ++stack) {
@@ -130,7 +158,7 @@ void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
               ViewState<S>& state) {
   const int tiles = in.tiles();
   Order order{depth_order(in, threads, projected, state), 1};
-  const int segments = std::min<int>(threads, 1 + int(order.splats.size() / kSegment));
+  const int segments = segments_of(order.splats.size(), threads);
   order.segments = segments;
 
   std::vector<std::uint32_t> cursors(std::size_t(segments) * tiles, 0);

@@ -1,6 +1,7 @@
 // Front-to-back blending of the splats of each tile.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "blend_row.h"
 #include "thread_pool.h"
@@ -38,6 +39,7 @@ struct Batch {
   }
 
   // Stages pairs [p, p + count) of the list that begins at `first`.
+  template <int K>
   void stage(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, std::uint32_t first,
              std::uint32_t p, int count) {
     std::uint64_t toggles[kTile + 1] = {};  // a splat touches successive rows
@@ -52,7 +54,7 @@ struct Batch {
       opacity[i] = record[kOpacity];
       place[i] = S(p - first + i);
       plane[i] = static_cast<int>(record[kPlane]);
-      const int size = in.features();
+      const int size = K > 0 ? K : in.features();
       for (int k = 0; k < size; ++k) features[i * size + k] = record[kGeometry + k];
       const std::uint64_t touched = state.rows[p + i], bit = std::uint64_t(1) << i;
       const std::uint64_t lowest = touched & (~touched + 1);
@@ -167,8 +169,18 @@ void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, int t
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
-    batch.stage(in, state, tx, ty, first, p, count);
+    batch.template stage<K>(in, state, tx, ty, first, p, count);
     blend_batch<S, K>(batch, count, in.features(), tile);
+  }
+}
+
+// The first columns of a row of a tile. Whole rows are copied as a constant number of bytes.
+template <typename S>
+inline void write_row(const S* from, int columns, S* to) {
+  if (columns == kTile) {
+    std::memcpy(to, from, kTile * sizeof(S));
+  } else {
+    std::copy_n(from, columns, to);
   }
 }
 
@@ -183,18 +195,16 @@ void write_tile(const Inputs<S>& in, std::size_t image, int tx, int ty, const Ti
   for (int y = 0; y < rows; ++y) {
     const S *t = tile.transmittance + y * kTile, *sums = planes + y * kTile;
     const std::size_t row = corner + std::size_t(y) * in.width;
+    S line[kTile];
     for (int k = 0; k < in.planes(); ++k, sums += kTilePixels) {
       const S behind = share * in.background[k];
-      S* color = out.color + (image * in.planes() + k) * plane + row;
-      for (int x = 0; x < columns; ++x) color[x] = sums[x] + t[x] * behind;
+      for (int x = 0; x < kTile; ++x) line[x] = sums[x] + t[x] * behind;
+      write_row(line, columns, out.color + (image * in.planes() + k) * plane + row);
     }
-    S* alpha = out.alpha + image * plane + row;
-    S* depth = out.depth + image * plane + row;
+    for (int x = 0; x < kTile; ++x) line[x] = in.shared ? sums[x] : S(1) - t[x];
+    write_row(line, columns, out.alpha + image * plane + row);
     const S* depths = planes + in.depth_feature() * kTilePixels + y * kTile;
-    for (int x = 0; x < columns; ++x) {
-      alpha[x] = in.shared ? sums[x] : S(1) - t[x];
-      depth[x] = depths[x];
-    }
+    write_row(depths, columns, out.depth + image * plane + row);
   }
 }
 

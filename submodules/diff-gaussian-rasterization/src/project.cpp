@@ -25,17 +25,106 @@ std::uint16_t row_bits(Span span) {
   return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
 }
 
-// Appends the tiles that the footprint touches, numbered from `first_tile`.
+// The tiles that the footprints of a chunk touch: first the (footprint, row of tiles) pairs, which
+// give (footprint, tile) pairs, which give rows of pixels. Each kind is gathered until there are
+// kItems, which the compiler then takes side by side; all keep their order.
 template <typename S>
-void list_touches(const Footprint<S>& f, int tiles_x, int first_tile, Touches& touches) {
-  for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
-    const Span span = tile_span(f, ty);
-    for (int tx = span.first; tx <= span.last; ++tx) {
-      const std::uint16_t rows = row_bits(row_span(f, tx, ty));
-      if (rows != 0) touches.push({static_cast<std::uint32_t>(first_tile + ty * tiles_x + tx), rows});
+class TileLister {
+ public:
+  static constexpr int kItems = 64;
+
+  TileLister(int tiles_x, Touches& touches) : tiles_x_(tiles_x), touches_(touches) {
+    touches_.clear();
+  }
+
+  // Footprints come in ascending order; `first_tile` is the number of the first tile of its stack.
+  void add(int c, const Footprint<S>& footprint, int first_tile) {
+    footprints_[c] = footprint;
+    first_tile_[c] = first_tile;
+    counts_[c] = 0;
+    for (int ty = footprint.rect.y0; ty < footprint.rect.y1; ++ty) {
+      rows_.push(c, footprint, 0, ty);
+      if (rows_.count == kItems) list_tiles();
     }
   }
-}
+
+  void finish() {
+    list_tiles();
+    list_rows();
+  }
+
+  std::uint32_t count(int c) const { return counts_[c]; }  // tiles of a footprint
+
+ private:
+  // Pairs as arrays. Places beyond `count` hold earlier ones, or zeros: computed, but not listed.
+  struct Items {
+    int count = 0;
+    int number[kItems], tx[kItems] = {}, ty[kItems] = {};
+    alignas(64) S columns[14][kItems] = {};
+    int x0[kItems] = {}, x1[kItems] = {};
+
+    void push(int c, const Footprint<S>& f, int x, int y) {
+      const EllipseAxis<S>&a = f.along_x, &b = f.along_y;
+      const S values[14] = {f.x,       f.y,    f.pad_x, f.pad_y,   a.half,  a.at_half, a.slope,
+                            a.square, a.shrink, b.half, b.at_half, b.slope, b.square,  b.shrink};
+      for (int k = 0; k < 14; ++k) columns[k][count] = values[k];
+      x0[count] = f.rect.x0;
+      x1[count] = f.rect.x1;
+      number[count] = c;
+      tx[count] = x;
+      ty[count] = y;
+      ++count;
+    }
+    Footprint<S> at(int i) const {
+      const auto c = [&](int k) { return columns[k][i]; };
+      return {c(0), c(1), {c(4), c(5), c(6), c(7), c(8)}, {c(9), c(10), c(11), c(12), c(13)},
+              c(2), c(3), {x0[i], 0, x1[i], 0}};
+    }
+  };
+
+  void list_tiles() {
+    if (rows_.count == 0) return;
+    int first[kItems], last[kItems];
+    for (int k = 0; k < kItems; ++k) {
+      const Span span = tile_span(rows_.at(k), rows_.ty[k]);
+      first[k] = span.first;
+      last[k] = span.last;
+    }
+    for (int k = 0; k < rows_.count; ++k) {
+      for (int tx = first[k]; tx <= last[k]; ++tx) {
+        tiles_.push(rows_.number[k], footprints_[rows_.number[k]], tx, rows_.ty[k]);
+        if (tiles_.count == kItems) list_rows();
+      }
+    }
+    rows_.count = 0;
+  }
+
+  void list_rows() {
+    if (tiles_.count == 0) return;
+    int first[kItems], last[kItems];
+    for (int k = 0; k < kItems; ++k) {
+      const Span span = row_span(tiles_.at(k), tiles_.tx[k], tiles_.ty[k]);
+      first[k] = span.first;
+      last[k] = span.last;
+    }
+    for (int k = 0; k < tiles_.count; ++k) {
+      const std::uint16_t rows = row_bits({first[k], last[k]});
+      if (rows == 0) continue;
+      const int c = tiles_.number[k];
+      const int tile = first_tile_[c] + tiles_.ty[k] * tiles_x_ + tiles_.tx[k];
+      touches_.push({static_cast<std::uint32_t>(tile), rows});
+      ++counts_[c];
+    }
+    tiles_.count = 0;
+  }
+
+  Footprint<S> footprints_[kChunk];
+  int first_tile_[kChunk];
+  std::uint32_t counts_[kChunk];
+  Items rows_, tiles_;
+  const int tiles_x_;
+  Touches& touches_;
+};
 
 // Goes through the Gaussians of all layers in ascending order and says where the tensors of each are.
 template <typename S>
@@ -63,35 +152,124 @@ struct Candidate {
   int gaussian, layer;
   const Inputs<S>* inputs;  // where its tensors are
   int local;                // its row in them
+  S opacity;
   Splat<S> splat;
   TileRect rect;
 };
 
+// Gaussians on their way to the image, as arrays: the compiler takes many of them side by side.
+// Places that are not filled hold earlier ones, or zeros: projected, but not looked at.
 template <typename S>
-bool find_candidate(const Walk<S>& at, int v, int i, const Camera<S>& camera,
-                    Candidate<S>& candidate) {
-  candidate.gaussian = i;
-  candidate.layer = at.layer();
-  candidate.inputs = &at.inputs();
-  candidate.local = at.local();
-  return project_gaussian(at.inputs(), v, at.local(), camera, candidate.splat, candidate.rect);
+struct Block {
+  static constexpr int kSize = 64;
+  int count = 0;
+  int gaussian[kSize], layer[kSize], local[kSize];
+  const Inputs<S>* inputs[kSize];
+  alignas(64) S opacity[kSize] = {}, mean[3][kSize] = {}, scale[3][kSize] = {};
+  alignas(64) S rotation[4][kSize] = {}, cov[6][kSize] = {};
+  alignas(64) S splat[9][kSize], radius[kSize];
+  int valid[kSize];
+
+  void push(const Walk<S>& at, int v, int i) {
+    const Inputs<S>& in = at.inputs();
+    const int k = count++;
+    gaussian[k] = i;
+    layer[k] = at.layer();
+    local[k] = at.local();
+    inputs[k] = &in;
+    opacity[k] = input_opacity(in, v, local[k]);
+    put(input_mean(in, v, local[k]), mean, k);
+    if (in.cov3d) {
+      const S* c = in.cov3d.at(v) + std::int64_t(6) * local[k];
+      for (int d = 0; d < 6; ++d) cov[d][k] = c[d];
+    } else {
+      const Shape<S> shape = input_shape(in, v, local[k]);
+      for (int d = 0; d < 3; ++d) scale[d][k] = shape.scale[d];
+      for (int d = 0; d < 4; ++d) rotation[d][k] = shape.rotation[d];
+    }
+  }
+
+  void find_covariances(S modifier) {
+    for (int k = 0; k < kSize; ++k) {
+      const S s[3] = {scale[0][k], scale[1][k], scale[2][k]};
+      const S q[4] = {rotation[0][k], rotation[1][k], rotation[2][k], rotation[3][k]};
+      const Sym3<S> m = covariance_3d(s, q, modifier);
+      cov[0][k] = m.xx;
+      cov[1][k] = m.xy;
+      cov[2][k] = m.xz;
+      cov[3][k] = m.yy;
+      cov[4][k] = m.yz;
+      cov[5][k] = m.zz;
+    }
+  }
+
+  // As `project_gaussian`.
+  void project(const Camera<S>& camera) {
+    for (int k = 0; k < kSize; ++k) {
+      const Vec3<S> p{mean[0][k], mean[1][k], mean[2][k]}, t = to_camera(camera, p);
+      const Sym3<S> m{cov[0][k], cov[1][k], cov[2][k], cov[3][k], cov[4][k], cov[5][k]};
+      Splat<S> s;
+      const bool on = project_beyond(camera, p, t, m, s);
+      valid[k] = on & is_beyond(camera, t, m) & is_finite(opacity[k]);
+      splat[0][k] = s.depth;
+      splat[1][k] = s.x;
+      splat[2][k] = s.y;
+      splat[3][k] = s.cov_xx;
+      splat[4][k] = s.cov_xy;
+      splat[5][k] = s.cov_yy;
+      splat[6][k] = s.conic_xx;
+      splat[7][k] = s.conic_xy;
+      splat[8][k] = s.conic_yy;
+      radius[k] = s.radius;
+    }
+  }
+
+  Splat<S> splat_of(int k) const {
+    const auto f = [&](int n) { return splat[n][k]; };
+    return {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), radius[k]};
+  }
+
+ private:
+  static void put(Vec3<S> value, S (&columns)[3][kSize], int k) {
+    columns[0][k] = value.x;
+    columns[1][k] = value.y;
+    columns[2][k] = value.z;
+  }
+};
+
+// Projects a block and appends those that land on the image; returns how many there are now.
+template <typename S>
+int find_candidates(const Inputs<S>& in, const Camera<S>& camera, bool has_cov, Block<S>& block,
+                    Candidate<S>* found, int count) {
+  if (!has_cov) block.find_covariances(in.scale_modifier);
+  block.project(camera);
+  for (int k = 0; k < block.count; ++k) {
+    if (!block.valid[k]) continue;
+    Candidate<S>& c = found[count];
+    c.splat = block.splat_of(k);
+    c.rect = tile_rect(c.splat, in.tiles_x(), in.tiles_y());
+    if (is_empty(c.rect)) continue;
+    c.gaussian = block.gaussian[k];
+    c.layer = block.layer[k];
+    c.inputs = block.inputs[k];
+    c.local = block.local[k];
+    c.opacity = block.opacity[k];
+    ++count;
+  }
+  block.count = 0;
+  return count;
 }
 
-// Writes the record of a candidate and lists its tiles; false if a feature is not finite.
+// Writes the record of a candidate; false if a feature is not finite.
 template <typename S>
-bool finish_candidate(int v, const Camera<S>& camera, const Candidate<S>& candidate, S* record,
-                      Touches& touches) {
+bool finish_candidate(int v, const Camera<S>& camera, const Candidate<S>& candidate, S* record) {
   const Inputs<S>& in = *candidate.inputs;
   const int i = candidate.local;
-  const S opacity = input_opacity(in, v, i);
   S* features = record + kGeometry;
   if (!color_features(in, v, i, camera, input_mean(in, v, i), features)) return false;
   if (!further_features(in, v, i, candidate.splat.depth, features)) return false;
-  geometry_record(candidate.splat, opacity, record);
+  geometry_record(candidate.splat, candidate.opacity, record);
   record[kPlane] = in.shared ? S(candidate.layer * in.features()) : S(0);
-  const int first_tile = in.shared ? 0 : candidate.layer * in.tiles_x() * in.tiles_y();
-  list_touches(footprint(candidate.splat, opacity, candidate.rect), in.tiles_x(), first_tile,
-               touches);
   return true;
 }
 
@@ -109,26 +287,36 @@ void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>&
                    std::int32_t* radii, S* depths, Touches& touches) {
   const Camera<S> camera = in.camera(v);
   Candidate<S> found[kChunk];
+  int gaussians[kChunk];  // of the footprints
   int count = 0;
   Walk<S> at(in, begin);
+  Block<S> block;
   for (int i = begin; i < end; ++i) {
     radii[i] = 0;
     state.first_slot[i] = 0;
     at.to(i);
-    count += find_candidate(at, v, i, camera, found[count]) ? 1 : 0;
+    block.push(at, v, i);
+    if (block.count < Block<S>::kSize && i + 1 < end) continue;
+    count = find_candidates(in, camera, bool(at.inputs().cov3d), block, found, count);
   }
-  touches.clear();
+  TileLister<S> tiles(in.tiles_x(), touches);
+  int drawn = 0;
   for (int c = 0; c < count; ++c) {
     constexpr int ahead = 4;
     if (c + ahead < count) prefetch_color(*found[c + ahead].inputs, v, found[c + ahead].local);
-    const int i = found[c].gaussian;
-    const std::size_t before = touches.size();
+    const Candidate<S>& candidate = found[c];
+    const int i = candidate.gaussian;
     S* record = state.records.data() + std::size_t(i) * state.record_stride;
-    if (!finish_candidate(v, camera, found[c], record, touches)) continue;
-    radii[i] = static_cast<std::int32_t>(found[c].splat.radius);
-    depths[i] = found[c].splat.depth;
-    state.first_slot[i] = static_cast<std::uint32_t>(touches.size() - before);
+    if (!finish_candidate(v, camera, candidate, record)) continue;
+    radii[i] = static_cast<std::int32_t>(candidate.splat.radius);
+    depths[i] = candidate.splat.depth;
+    const int stack = in.shared ? 0 : candidate.layer;
+    tiles.add(drawn, footprint(candidate.splat, candidate.opacity, candidate.rect),
+              stack * in.tiles_x() * in.tiles_y());
+    gaussians[drawn++] = i;
   }
+  tiles.finish();
+  for (int c = 0; c < drawn; ++c) state.first_slot[gaussians[c]] = tiles.count(c);
 }
 
 // From numbers of tiles to their running sum.

@@ -53,7 +53,7 @@ GR_HD bool is_finite(S x) {
 
 template <typename S>
 GR_HD bool is_finite(Vec3<S> a) {
-  return is_finite(a.x) && is_finite(a.y) && is_finite(a.z);
+  return is_finite(a.x) & is_finite(a.y) & is_finite(a.z);
 }
 
 template <typename S>
@@ -85,8 +85,8 @@ GR_HD Vec3<S> operator*(const Sym3<S>& m, Vec3<S> v) {
 
 template <typename S>
 GR_HD bool is_finite(const Sym3<S>& m) {
-  return is_finite(m.xx) && is_finite(m.xy) && is_finite(m.xz) && is_finite(m.yy) &&
-         is_finite(m.yz) && is_finite(m.zz);
+  return is_finite(m.xx) & is_finite(m.xy) & is_finite(m.xz) & is_finite(m.yy) &
+         is_finite(m.yz) & is_finite(m.zz);
 }
 
 }  // namespace gr

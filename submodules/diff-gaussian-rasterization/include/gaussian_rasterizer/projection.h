@@ -137,11 +137,12 @@ GR_HD Clip<S> to_clip(const Camera<S>& camera, Vec3<S> p) {
 }
 
 // Conic and radius from the dilated 2D covariance; false unless it is finite, positive definite.
+// Nothing branches, so that the CPU takes many at a time.
 template <typename S>
 GR_HD bool finish_splat(Splat<S>& splat) {
   const S a = splat.cov_xx, b = splat.cov_xy, c = splat.cov_yy;
   const S det = a * c - b * b;
-  if (!(det > S(0)) || !(a > S(0)) || !is_finite(det)) return false;
+  const bool positive = (det > S(0)) & (a > S(0)) & is_finite(det);
   const S inv_det = S(1) / det;
   splat.conic_xx = c * inv_det;
   splat.conic_xy = -b * inv_det;
@@ -149,15 +150,13 @@ GR_HD bool finish_splat(Splat<S>& splat) {
   const S mid = S(0.5) * (a + c);
   const S spread = std::sqrt(max_of(S(kMinDiscriminant), mid * mid - det));
   splat.radius = std::ceil(S(3) * std::sqrt(mid + spread));
-  return splat.radius <= S(kMaxRadius) && is_finite(splat.x) && is_finite(splat.y);
+  return positive & (splat.radius <= S(kMaxRadius)) & is_finite(splat.x) & is_finite(splat.y);
 }
 
-// Projects one Gaussian; false when it is culled: at or behind the near plane, not finite, or
-// with a 2D covariance that is not positive definite.
+// What `project` does beyond the near plane; t is the mean in camera space. Without a branch.
 template <typename S>
-GR_HD bool project(const Camera<S>& camera, Vec3<S> mean, const Sym3<S>& cov, Splat<S>& splat) {
-  const Vec3<S> t = to_camera(camera, mean);
-  if (!(t.z > camera.near_plane) || !is_finite(t) || !is_finite(cov)) return false;
+GR_HD bool project_beyond(const Camera<S>& camera, Vec3<S> mean, Vec3<S> t, const Sym3<S>& cov,
+                          Splat<S>& splat) {
   const Clip<S> clip = to_clip(camera, mean);
   splat.depth = t.z;
   splat.x = ((clip.x * clip.inv_w + S(1)) * S(camera.width) - S(1)) * S(0.5);
@@ -168,6 +167,19 @@ GR_HD bool project(const Camera<S>& camera, Vec3<S> mean, const Sym3<S>& cov, Sp
   splat.cov_xy = dot(map.row0, v1);
   splat.cov_yy = dot(map.row1, v1) + S(kDilation);
   return finish_splat(splat);
+}
+
+template <typename S>
+GR_HD bool is_beyond(const Camera<S>& camera, Vec3<S> t, const Sym3<S>& cov) {
+  return (t.z > camera.near_plane) & is_finite(t) & is_finite(cov);
+}
+
+// Projects one Gaussian; false when it is culled: at or behind the near plane, not finite, or
+// with a 2D covariance that is not positive definite.
+template <typename S>
+GR_HD bool project(const Camera<S>& camera, Vec3<S> mean, const Sym3<S>& cov, Splat<S>& splat) {
+  const Vec3<S> t = to_camera(camera, mean);
+  return is_beyond(camera, t, cov) && project_beyond(camera, mean, t, cov, splat);
 }
 
 // Gradient through t -> J W; the clamped coordinate counts as a constant, as published.

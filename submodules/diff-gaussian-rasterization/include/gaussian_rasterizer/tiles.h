@@ -90,18 +90,18 @@ GR_HD Footprint<S> footprint(const Splat<S>& s, S opacity, const TileRect& rect)
 }
 
 // Extent along an axis of the part of the ellipse whose other coordinate is in [low, high]
-// (relative to the centre), limited to +-half_other.
+// (relative to the centre), limited to +-half_other; false if there is none. Here and in the spans
+// nothing branches, so that the CPU takes many at a time.
 template <typename S>
 GR_HD bool slab_extent(const EllipseAxis<S>& e, S half_other, S low, S high, S& first, S& last) {
   low = max_of(low, -half_other);
   high = min_of(high, half_other);
-  if (!(low <= high)) return false;
   const S u_last = clamp(e.at_half, low, high), u_first = clamp(-e.at_half, low, high);
   const S chord_last = std::sqrt(max_of(e.square - e.shrink * u_last * u_last, S(0)));
   const S chord_first = std::sqrt(max_of(e.square - e.shrink * u_first * u_first, S(0)));
   last = u_last == e.at_half ? e.half : e.slope * u_last + chord_last;
   first = u_first == -e.at_half ? -e.half : e.slope * u_first - chord_first;
-  return true;
+  return low <= high;
 }
 
 // Tiles of tile row `ty` that the footprint touches.
@@ -109,16 +109,14 @@ template <typename S>
 GR_HD Span tile_span(const Footprint<S>& f, int ty) {
   const S top = S(ty * kTile) - f.y;
   S first, last;
-  if (!slab_extent(f.along_x, f.along_y.half, top - f.pad_y, top + S(kTile - 1) + f.pad_y, first,
-                   last)) {
-    return {0, -1};
-  }
+  const bool any = slab_extent(f.along_x, f.along_y.half, top - f.pad_y,
+                               top + S(kTile - 1) + f.pad_y, first, last);
   const S low = f.x + first - f.pad_x - S(kTile - 1), high = f.x + last + f.pad_x;
-  if (!(high >= S(0))) return {0, -1};
   const S inv_tile = S(1) / S(kTile);
   const S tile_low = std::ceil(clamp(low * inv_tile, S(f.rect.x0), S(f.rect.x1)));
   const int t1 = static_cast<int>(clamp(high * inv_tile, S(0), S(f.rect.x1)));
-  return {static_cast<int>(tile_low), t1 < f.rect.x1 ? t1 : f.rect.x1 - 1};
+  const int end = t1 < f.rect.x1 ? t1 : f.rect.x1 - 1;
+  return {static_cast<int>(tile_low), any & (high >= S(0)) ? end : -1};
 }
 
 // Pixel rows 0..15 of tile (tx, ty) that the footprint touches.
@@ -126,14 +124,12 @@ template <typename S>
 GR_HD Span row_span(const Footprint<S>& f, int tx, int ty) {
   const S left = S(tx * kTile) - f.x;
   S first, last;
-  if (!slab_extent(f.along_y, f.along_x.half, left - f.pad_x, left + S(kTile - 1) + f.pad_x, first,
-                   last)) {
-    return {0, -1};
-  }
+  const bool any = slab_extent(f.along_y, f.along_x.half, left - f.pad_x,
+                               left + S(kTile - 1) + f.pad_x, first, last);
   const S top = S(ty * kTile) - f.y;
   const S low = clamp(first - f.pad_y - top, S(0), S(kTile));
   const S high = clamp(last + f.pad_y - top, S(-1), S(kTile - 1));
-  return {static_cast<int>(std::ceil(low)), static_cast<int>(std::floor(high))};
+  return {static_cast<int>(std::ceil(low)), any ? static_cast<int>(std::floor(high)) : -1};
 }
 
 }  // namespace gr
