@@ -22,9 +22,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ from scene.point_cloud import read_vertices, write_vertices
 from utils.errors import UserError, brief
 from utils.files import atomic_folder, clear_leftovers, remove_folder
 from utils.verify import check_file, digest, plain_file, read_sealed, write_sealed
+
+T = TypeVar("T")
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -328,6 +330,20 @@ def checkpoints(model_path: Path) -> list[Path]:
         if match:
             found.append((match[1] != "coarse", int(match[2]), path.parent))
     return [folder for *_, folder in sorted(found)]
+
+
+def restored(kind: type[T], saved: Any) -> T:
+    """A dataclass from the dict of its fields that a checkpoint has.
+
+    Raises:
+        UserError: it has other ones, so another version of this program wrote it.
+    """
+    if not isinstance(saved, dict) or set(saved) != {item.name for item in fields(kind)}:
+        raise UserError(
+            "the checkpoint's state.json is of another version of this program (its progress is "
+            f"{brief(repr(saved), 80)}): --overwrite trains anew"
+        )
+    return kind(**saved)
 
 
 def latest_checkpoint(model_path: Path, required: Sequence[str] = MODE_STATE_KEYS) -> Path | None:

@@ -27,6 +27,7 @@ from training.checkpoint import (
     latest_checkpoint,
     load_state,
     recover,
+    restored,
     saved_iterations,
     set_others_aside,
 )
@@ -168,7 +169,9 @@ def _trainer(
         _clear(folder)
     set_others_aside(folder, checkpoint)
     own = checkpoint is not None and _is_within(checkpoint, folder)
-    done = Progress(**state[1]["progress"]).step(config.opt.coarse_iterations) if own else None
+    done = (
+        restored(Progress, state[1]["progress"]).step(config.opt.coarse_iterations) if own else None
+    )
     size = state[1].get("reported_bytes") if own else None
     report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)
     plan = Plan(

@@ -23,7 +23,7 @@ from scene import Scene, View
 from scene.experts.base import LearningRate, ParameterGroup
 from scene.gaussian_model import MAX_SH_DEGREE
 from scene.mixture import MoDE, Splats
-from training.checkpoint import drop_checkpoints, save_model, save_state
+from training.checkpoint import drop_checkpoints, restored, save_model, save_state
 from training.checks import Checks, DeferredChecks, ImmediateChecks, NotFinite, Where
 from training.density import DensityChange, DensityControl
 from training.evaluation import ViewRenderer, evaluate_views
@@ -449,7 +449,7 @@ class Trainer:
         if self.colors is not None:
             self.colors.delta.copy_(parts["colors"]["delta"])
         self._start_stage(info["progress"]["stage"])
-        self.progress = Progress(**info["progress"])
+        self.progress = restored(Progress, info["progress"])
         self.optimizer.load_state_tensors(_to(parts.get("optimizer", {}), self.device))
         self.density.stats = _to(parts.get("density", {}), self.device)
         self.density.opacity_was_reset = info["opacity_was_reset"]

@@ -16,10 +16,12 @@ from training.checkpoint import (
     load_run,
     load_state,
     model_folder,
+    restored,
     save_model,
     save_state,
 )
 from training.launch import build_model
+from training.trainer import Progress
 from utils.errors import UserError
 
 STATE = {"config": {}, "progress": {}, "queue": [], "active_sh_degree": 0, "opacity_was_reset": 0}
@@ -148,3 +150,15 @@ def test_a_checkpoint_without_its_keys_is_refused(tmp_path):
     save_state(tmp_path / "c", {"a": torch.arange(3)}, {"progress": {}})
     with pytest.raises(UserError, match="incomplete"):
         load_state(tmp_path / "c")
+
+
+@pytest.mark.parametrize("saved", [{}, {"iteration": 3}, [], "fine", None])
+def test_progress_of_another_version_is_refused_in_one_line(saved):
+    assert restored(Progress, vars(Progress("fine", 3))) == Progress("fine", 3)
+    with pytest.raises(UserError, match="another version of this program"):
+        restored(Progress, saved)
+
+
+def test_progress_with_a_field_more_is_refused():
+    with pytest.raises(UserError, match="'warp': 9"):
+        restored(Progress, {"warp": 9} | vars(Progress()))

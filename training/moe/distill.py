@@ -32,6 +32,7 @@ from training.checkpoint import (
     load_run,
     load_state,
     recover,
+    restored,
     saved_iterations,
 )
 from training.launch import check_apart, check_writable, is_run, set_precision
@@ -249,7 +250,7 @@ def _trainer(
     held.enter_context(sole_user(folder))
     if state is None:
         _clear(folder)
-    done = None if state is None else state[1]["progress"]["iteration"]
+    done = None if state is None else restored(Progress, state[1]["progress"]).iteration
     done = None if done is None else done + config.opt.coarse_iterations
     size = None if state is None else state[1].get("reported_bytes")
     report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)

@@ -245,11 +245,36 @@ def build(runs: Mapping[str, Run], params: RouterParams) -> MoEGS:
     return moe.to(device)
 
 
-def write_settings(folder: Path, params: RouterParams, members: Sequence[Member]) -> None:
-    """Writes ``moe.json``: with it the folder is a MoE's."""
+def write_settings(
+    folder: Path, params: RouterParams, members: Sequence[Member], start: str = ""
+) -> None:
+    """Writes ``moe.json``: with it the folder is a MoE's.
+
+    Args:
+        start: `router_sha256` of the router that this one begins with; empty: it begins anew.
+    """
     experts = [{**vars(member), "path": _relative(member.path, folder)} for member in members]
+    value = {"format": FORMAT, "router": as_dict(params), "experts": experts}
     with atomic_file(folder / "moe.json") as temporary:
-        write_sealed(temporary, {"format": FORMAT, "router": as_dict(params), "experts": experts})
+        write_sealed(temporary, value | ({"start_sha256": start} if start else {}))
+
+
+def router_sha256(folder: Path) -> str:
+    """SHA-256 of the manifest of the last router in the MoE's ``folder``.
+
+    Raises:
+        UserError: there is none.
+    """
+    read_settings(folder)
+    last = max(saved_routers(folder), default=None)
+    if last is None:
+        raise UserError(f"{folder} has no router: train_moe.py router makes it")
+    return digest(router_folder(folder, last) / "manifest.json")
+
+
+def begun_with(folder: Path) -> str:
+    """What `write_settings` was given as ``start``."""
+    return str(_read(folder / "moe.json").get("start_sha256", ""))
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -29,6 +29,7 @@ from training.checkpoint import (
     latest_checkpoint,
     load_state,
     recover,
+    restored,
     save_state,
 )
 from training.evaluation import evaluate_views, together
@@ -36,6 +37,7 @@ from training.launch import check_apart, check_writable, is_run, set_precision
 from training.losses import CameraColors, photometric
 from training.moe.files import (
     Member,
+    begun_with,
     build,
     check_scene,
     device_of,
@@ -44,6 +46,7 @@ from training.moe.files import (
     load_moe,
     named_folders,
     read_settings,
+    router_sha256,
     save_router,
     saved_routers,
     started_from,
@@ -348,7 +351,7 @@ class RouterTrainer:
         if self.colors is not None:
             self.colors.delta.data.copy_(tensors["colors/delta"])
         self.sampler.restore(info["queue"], tensors["rng/sampler"])
-        self.progress = Progress(**info["progress"])
+        self.progress = restored(Progress, info["progress"])
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -381,6 +384,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     scene.prepare(scene.train)
     state = _state_of(checkpoint, arguments) if checkpoint else None
     model = build(runs, arguments.params)
+    start = begun_with(folder) if _is_begun(arguments) else ""
+    if arguments.start_router:
+        start = router_sha256(Path(arguments.start_router))
     if arguments.start_router and state is None:
         _start_from(Path(arguments.start_router), model, arguments, members)
     if not arguments.quiet:
@@ -390,14 +396,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         held.enter_context(sole_user(folder))
         if arguments.overwrite or checkpoint is None:
             _clear(folder)
-        done = None if state is None else state[1]["progress"]["iteration"]
+        done = None if state is None else restored(Progress, state[1]["progress"]).iteration
         size = None if state is None else state[1].get("reported_bytes")
         report = Report(folder, quiet=arguments.quiet, keep_through=done, keep_bytes=size)
         trainer = RouterTrainer(model, scene, arguments, report, device)
         if state is not None:
             trainer.restore(*state)
             report.say(f"continuing from {checkpoint}")
-        write_settings(folder, arguments.params, members)
+        write_settings(folder, arguments.params, members, start)
         trainer.train()
         report.close()
     print(f"router trained in {trainer.progress.seconds:.0f} s; saved to {folder}")
@@ -444,6 +450,8 @@ def _is_complete(arguments: RouterArguments) -> bool:
     if params != arguments.params or params.router_iterations not in saved_routers(folder):
         return False
     given = named_folders(arguments.experts, folder)
+    if arguments.start_router and router_sha256(Path(arguments.start_router)) != begun_with(folder):
+        return False
     paths = {member.name: member.path.resolve() for member in members}
     if paths != {name: path.resolve() for name, path in given.items()}:
         return False
@@ -490,6 +498,12 @@ def _check_same(arguments: RouterArguments, members: Sequence[Member]) -> None:
         raise UserError(
             f"--resume: {arguments.model_path} was begun with {len(before)} experts, "
             f"not {len(members)}; name the same with --experts, or --overwrite"
+        )
+    start = arguments.start_router
+    if start and router_sha256(Path(start)) != begun_with(arguments.model_path):
+        raise UserError(
+            f"--resume: {arguments.model_path} was not begun with the router of --start_router "
+            f"{start}; leave it out, or --overwrite trains anew"
         )
     _check_params(params, arguments.params)
 

@@ -22,9 +22,11 @@ from training.checkpoint import checkpoints, load_state
 from training.evaluation import evaluate_views
 from training.moe import router as router_module
 from training.moe.files import (
+    begun_with,
     load_moe,
     read_settings,
     rendering_temperature,
+    router_sha256,
     saved_routers,
     training_temperature,
 )
@@ -34,6 +36,7 @@ from training.moe.views import MoEViewRenderer
 from utils.errors import UserError
 from utils.interrupts import Interrupted
 from utils.metrics import to_8bit
+from utils.verify import read_sealed, write_sealed
 
 # ---- what is learned ----------------------------------------------------------------------------
 
@@ -481,6 +484,15 @@ def test_what_killed_trainings_left_is_tidied_up(stopped, pair):
     assert list(stopped.rglob(".partial-*")) == []
 
 
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(stopped, pair, capsys):
+    path = stopped / "checkpoint" / "router_4" / "state.json"
+    state = read_sealed(path)[0]
+    path.unlink()
+    write_sealed(path, state | {"progress": {"step": 4}})
+    said = fails(capsys, lambda: command(stopped, pair, "--resume"))
+    assert "another version of this program (its progress is {'step': 4})" in said
+
+
 def test_a_router_begins_with_anothers_weights(pair, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     command(first, pair)
@@ -501,6 +513,25 @@ def test_a_router_begins_with_anothers_weights(pair, tmp_path, capsys):
     said = fails(capsys, lambda: train_moe.main(line))
     assert f"its experts are {', '.join(NAMES)}, not {', '.join(NAMES[::-1])}" in said
     assert not (tmp_path / "x").exists()
+
+
+def test_what_a_router_began_with_is_kept_and_no_other_is_taken_for_it(pair, tmp_path, capsys):
+    first, other, out = tmp_path / "first", tmp_path / "other", tmp_path / "out"
+    command(first, pair)
+    command(other, pair, "--router_seed", "7")
+    command(out, pair, "--start_router", str(first), "--checkpoint_iterations", "4")
+    shutil.rmtree(out / "router")  # as if it had stopped there
+    assert begun_with(out) == router_sha256(first) != router_sha256(other)
+    said = fails(capsys, lambda: command(out, pair, "--start_router", str(other), "--resume"))
+    assert "was not begun with the router of --start_router" in said and str(other) in said
+    assert command(out, pair, "--resume") == 0 and begun_with(out) == router_sha256(first)
+    capsys.readouterr()
+    assert command(out, pair, "--start_router", str(first)) == 0
+    assert "has this router already" in capsys.readouterr().out
+    assert "--overwrite" in fails(capsys, lambda: command(out, pair, "--start_router", str(other)))
+    assert begun_with(first) == ""
+    said = fails(capsys, lambda: command(first, pair, "--start_router", str(other), "--resume"))
+    assert "was not begun with" in said
 
 
 def test_settings_are_saved_as_they_were_given(pair, tmp_path):
