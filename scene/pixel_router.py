@@ -18,6 +18,7 @@ them); ray origins are measured from the scene's centre in units of its extent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -45,10 +46,15 @@ class Perceptron(nn.Module):
                 nn.init.kaiming_uniform_(matrix, a=5**0.5)
             self.layers.append(nn.Parameter(matrices))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, E, C, P) of P pixels to (B, E, P); E may be 1 where experts differ by networks."""
-        hidden = self.layers[0] @ inputs
-        for matrix in list(self.layers)[1:]:
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(B, E, C, P) of P pixels to (B, E, P); E may be 1 where experts differ by networks.
+
+        Channels may come in several parts, in order: what all experts see is then multiplied once.
+        """
+        first, *rest = self.layers
+        columns = first.split([part.shape[2] for part in inputs], dim=2)
+        hidden = reduce(torch.add, map(torch.matmul, columns, inputs))
+        for matrix in rest:
             hidden = matrix @ F.relu(hidden)
         return hidden[:, :, 0]
 
@@ -111,10 +117,8 @@ class VolumeAwarePixelRouter(PixelRouter):
 
     def logits(self, maps: Tensor | None, rays: Tensor, time: float) -> Tensor:
         """See `PixelRouter.logits`."""
-        experts = maps.shape[1]
-        seen = rays[:, None].expand(-1, experts, -1, -1, -1)
-        inputs = torch.cat([maps[:, :, 1:], seen], dim=2).flatten(3)  # (B, E, 8, P)
-        return maps[:, :, 0] + self.network(inputs).view_as(maps[:, :, 0])
+        seen = rays[:, None].flatten(3)  # (B, 1, 6, P)
+        return maps[:, :, 0] + self.network(maps[:, :, 1:].flatten(3), seen).view_as(maps[:, :, 0])
 
 
 class RayRouter(PixelRouter):
@@ -178,6 +182,7 @@ def _rays(camera: Camera, centre: Tensor, extent: float, device: torch.device | 
     y = (torch.arange(camera.height, device=device) + 0.5 - camera.cy) / camera.fy
     local = torch.ones(3, camera.height, camera.width, device=device)  # camera axes
     local[0], local[1] = x, y[:, None]
-    directions = F.normalize(pose[:3, :3] @ local.flatten(1), dim=0).view_as(local)
+    turned = (pose[:3, :3] @ local.flatten(1)).view_as(local)
+    directions = turned / turned.square().sum(0).sqrt()  # along z at least 1: never 0
     origin = (camera.camera_center.to(device) - centre.to(device)) / extent
     return torch.cat([origin[:, None, None].expand_as(local), directions])
