@@ -24,6 +24,7 @@ using Indices = std::vector<std::uint32_t>;
 // Drawn splats among [begin, end) in the order of their index.
 template <typename S>
 void list_drawn(const ViewState<S>& state, int begin, int end, Indices& order) {
+  order.reserve(end - begin);
   for (int i = begin; i < end; ++i) {
     if (state.first_slot[i + 1] > state.first_slot[i]) order.push_back(i);
   }
@@ -31,6 +32,18 @@ void list_drawn(const ViewState<S>& state, int begin, int end, Indices& order) {
 
 int segments_of(std::size_t count, int threads) {
   return std::min<int>(threads, 1 + int(count / kSegment));
+}
+
+template <typename S>
+Indices list_all_drawn(int gaussians, int threads, const ViewState<S>& state) {
+  const int segments = segments_of(gaussians, threads);
+  const auto begin = [&](int s) { return int(std::int64_t(gaussians) * s / segments); };
+  std::vector<Indices> parts(segments);
+  parallel_for(segments, threads,
+               [&](int s, int) { list_drawn(state, begin(s), begin(s + 1), parts[s]); });
+  Indices all = std::move(parts[0]);
+  for (int s = 1; s < segments; ++s) all.insert(all.end(), parts[s].begin(), parts[s].end());
+  return all;
 }
 
 // From the counts per (segment, digit) to the place of each segment's first item of each digit.
@@ -98,9 +111,9 @@ Indices depth_order(const Inputs<S>& in, int threads, const Projected<S>& projec
   const int stacks = in.stacks();
   std::vector<Indices> orders(stacks);
   if (stacks == 1) {
-    list_drawn(state, 0, in.gaussians, orders[0]);
-    sort_by_depth(projected.depths, threads, orders[0]);
-    return std::move(orders[0]);
+    Indices all = list_all_drawn(in.gaussians, threads, state);
+    sort_by_depth(projected.depths, threads, all);
+    return all;
   }
   parallel_for(stacks, threads, [&](int stack, int) {
     list_drawn(state, in.layer_start[stack], in.layer_start[stack + 1], orders[stack]);
