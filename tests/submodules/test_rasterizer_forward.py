@@ -193,6 +193,21 @@ def test_depth_order_not_list_order_decides():
     assert centre[0] < centre[2]
 
 
+def test_gaussians_of_one_depth_are_drawn_in_the_order_of_the_list():
+    """Also where several threads sort them, each a part."""
+    camera = random_cameras(width=100, height=80)
+    camera["viewmatrices"] = torch.eye(4)[None]  # depths are z, of which there are four
+    for count in (60, 9000):
+        gaussians = {n: t.detach() for n, t in random_gaussians(count).items()}
+        gaussians["means3D"][..., 2] = torch.arange(count) % 4 + 2.0
+        one = rasterize(**gaussians, **camera, num_threads=1)
+        for threads in (2, 3):
+            several = rasterize(**gaussians, **camera, num_threads=threads)
+            assert all(torch.equal(a, b) for a, b in zip(one, several, strict=True))
+        if count == 60:
+            assert_same_images(one, reference.rasterize(**gaussians, **camera), 1e-5)
+
+
 def test_no_gaussians_and_none_visible_show_the_background():
     camera = straight_camera()
     empty = {k: v[:, :0] for k, v in one_gaussian(0.5).items()}
