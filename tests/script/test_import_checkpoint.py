@@ -12,6 +12,8 @@ import torch
 
 import published
 import tiny
+import tiny_moe
+import train_moe
 from arguments_MoDE.cli import parse_rendering
 from hash_encoder import encode
 from scene.experts import REGISTRY
@@ -20,6 +22,7 @@ from script.import_checkpoint import main
 from script.importing.listing import Inventory, Listing
 from script.importing.networks import encoder, kernel_resolutions
 from training.checkpoint import Run, load_run
+from training.moe.files import load_moe
 from training.rendering import render_sets
 from utils.errors import UserError
 
@@ -197,6 +200,23 @@ def test_an_imported_run_is_rendered_and_measured(tmp_path, write):
     assert arguments.config.model.time_convention == "published"
     record = render_sets(run, tiny.scene(), sets=["test"], lpips=(), quiet=True)["test"]
     assert record["psnr"] > 3 and record["gaussians"] == published.POINTS
+
+
+@pytest.mark.parametrize("write", ["4dgs", "ed3dgs", "grid4d"])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_imported_run_and_one_of_ours_are_mixed(tmp_path, write, first):
+    """It does not know how many frames and cameras the scene has, so these are not compared."""
+    scene, out = tiny_moe.scene_folder(tmp_path / "scene"), tmp_path / "moe"
+    getattr(published, f"write_{write}")(tmp_path / "theirs")
+    run = imported(tmp_path / "theirs", "--source_path", str(scene))
+    own = tiny_moe.expert(tmp_path / "own", scene, "polynomial", model=run.config.model)
+    experts = {"theirs": tmp_path / "ours", "own": own}
+    names = list(experts) if first else list(experts)[::-1]
+    line = ["router", "--expname", str(out), "--experts", *(f"{n}={experts[n]}" for n in names)]
+    assert train_moe.main([*line, "--router_iterations", "3", *tiny_moe.COMMON]) == 0
+    assert list(load_moe(out).runs) == names
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    assert any(row["event"] == "evaluate" and 0 < row["psnr"] < 60 for row in rows)
 
 
 # ---- rows of hash grids -------------------------------------------------------------------------

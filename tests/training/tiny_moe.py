@@ -67,6 +67,8 @@ def model_of(name: str, world: Scene, settings, *, seed: int = 0, count: int = 4
 def expert(folder: Path, source: Path, name: str, *, degree: int = 0, **how) -> Path:
     """Writes the run of an expert; returns its folder."""
     settings = settings_of(name, source, **how.pop("opt", {}))
+    for key, value in vars(how.pop("model", settings.model)).items():  # read as another run is
+        setattr(settings.model, key, value)
     settings.model.model_path = str(folder)
     model = model_of(name, load_scene(settings.model), settings, **how)
     model.gaussians.active_sh_degree = degree
