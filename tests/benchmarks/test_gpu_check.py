@@ -107,7 +107,15 @@ def test_a_stage_over_its_limit_is_ended_with_its_children(tmp_path):
     found = run(tmp_path, Stage("slow", (program(code),), limit=5.0))["slow"]
     assert time.monotonic() - start < QUICK
     assert found.status == "timeout" and found.results == {"answer": 1}
-    assert not alive(int(child.read_text()))
+    assert ends(int(child.read_text()))
+
+
+def ends(pid: int, within: float = 10.0) -> bool:
+    """Whether a process that was killed is gone: on a busy machine that takes a moment."""
+    deadline = time.monotonic() + within
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
 
 
 def alive(pid: int) -> bool:
@@ -130,7 +138,7 @@ def test_a_process_that_does_not_want_to_end_is_ended(tmp_path, monkeypatch):
         "time.sleep(60)"
     )
     found = run(tmp_path, Stage("deaf", (program(code),), limit=4.0))["deaf"]
-    assert found.status == "timeout" and not alive(found.results["pid"])
+    assert found.status == "timeout" and ends(found.results["pid"])
 
 
 def test_as_much_as_time_allows_is_no_fault_but_a_failure_in_it_is(tmp_path):
@@ -595,4 +603,4 @@ def test_a_check_that_is_ended_ends_what_it_runs(tmp_path, root):
     assert alive(int(mark.read_text()))
     check.terminate()
     assert check.wait(QUICK) == 143
-    assert not alive(int(mark.read_text()))
+    assert ends(int(mark.read_text()))
