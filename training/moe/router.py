@@ -387,6 +387,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = begun_with(folder) if _is_begun(arguments) else ""
     if arguments.start_router:
         start = router_sha256(Path(arguments.start_router))
+    elif start and state is None:
+        raise UserError(
+            f"--resume: {folder} began with another router's weights and has no checkpoint yet; "
+            f"give the same --start_router again, or --overwrite trains anew"
+        )
     if arguments.start_router and state is None:
         _start_from(Path(arguments.start_router), model, arguments, members)
     if not arguments.quiet:

@@ -524,6 +524,13 @@ def test_what_a_router_began_with_is_kept_and_no_other_is_taken_for_it(pair, tmp
     assert begun_with(out) == router_sha256(first) != router_sha256(other)
     said = fails(capsys, lambda: command(out, pair, "--start_router", str(other), "--resume"))
     assert "was not begun with the router of --start_router" in said and str(other) in said
+    early = tmp_path / "early"
+    shutil.copytree(out, early)
+    shutil.rmtree(early / "checkpoint")
+    before = files_in(early)
+    assert "same --start_router again" in fails(capsys, lambda: command(early, pair, "--resume"))
+    assert files_in(early) == before
+    assert command(early, pair, "--resume", "--start_router", str(first)) == 0
     assert command(out, pair, "--resume") == 0 and begun_with(out) == router_sha256(first)
     capsys.readouterr()
     assert command(out, pair, "--start_router", str(first)) == 0
