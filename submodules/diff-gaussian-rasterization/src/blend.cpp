@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "blend_row.h"
 #include "thread_pool.h"
@@ -102,52 +103,75 @@ struct Tile {
   }
 };
 
-// Blends the splats of `bits` into the pack of pixels at `pixel`, all in registers; false if none
-// of them goes on. K is the number of features, and of sums; or 0 for `features` and any sums.
-template <typename S, int K>
-bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int pixel,
-                int features, Pack<S> lane) {
-  using P = Pack<S>;
-  const int count = K > 0 ? K : features;
-  const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  P t = load(tile.transmittance + pixel, P()), last = load(tile.last + pixel, P());
-  P own_sums[K > 0 ? K : 1];
-  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kTilePixels + pixel, P());
-  auto goes_on = at_least(t, zero);
-  while (bits != 0 && any(goes_on)) {
-    int at[kAtOnce<S>];
-    P raw[kAtOnce<S>];
+// A few successive splats of a row and their alphas.
+template <typename S>
+struct Few {
+  int at[kAtOnce<S>];
+  Pack<S> raw[kAtOnce<S>];
+
+  // Takes the first splats out of `bits`; kNone where there are no more.
+  void take(const Batch<S>& batch, std::uint64_t& bits, Pack<S> lane) {
     for (int& i : at) {
       i = bits != 0 ? lowest_bit(bits) : Batch<S>::kNone;
       bits &= bits - 1;
     }
     for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], lane);
+  }
+};
+
+// Blends the splats of `bits` into the pack of pixels at `pixel`, all in registers; false if none
+// of them goes on. K is the number of features, and of sums; or 0 for `features` and any sums.
+//
+// `left` is multiplied on beyond the splat at which a pixel stops: it only falls, so that it tells
+// for each splat by itself whether the pixel still goes on, and a splat waits for nothing but one
+// product of the splat before. `t` is what is left after the last splat that was drawn. The next
+// few alphas are begun before the last few are blended: they are what takes long.
+template <typename S, int K, bool Keep>
+bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int pixel,
+                int features, Pack<S> lane) {
+  using P = Pack<S>;
+  const int count = K > 0 ? K : features;
+  const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
+  const P least = broadcast(S(kMinTransmittance), P());
+  P t = load(tile.transmittance + pixel, P()), left = t, last = zero;
+  if (!any(at_least(left, least))) return false;
+  if (Keep) last = load(tile.last + pixel, P());
+  P own_sums[K > 0 ? K : 1];
+  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kTilePixels + pixel, P());
+  Few<S> few, next_few;
+  few.take(batch, bits, lane);
+  for (bool more = true; more; few = next_few) {
+    more = bits != 0;
+    next_few.take(batch, bits, lane);
     for (int j = 0; j < kAtOnce<S>; ++j) {
-      const auto seen = at_least(raw[j], broadcast(S(kMinAlpha), P()));
-      // 0 where not seen: then `next` is `t`, which passes the test.
-      const P alpha = select(seen, min(raw[j], broadcast(S(kMaxAlpha), P())), zero);
-      const P next = t * (one - alpha);
-      goes_on = both(goes_on, at_least(next, broadcast(S(kMinTransmittance), P())));
-      const P weight = select(goes_on, alpha * t, zero);
+      const int i = few.at[j];
+      const auto seen = at_least(few.raw[j], broadcast(S(kMinAlpha), P()));
+      const P alpha = select(seen, min(few.raw[j], broadcast(S(kMaxAlpha), P())), zero);
+      const P next = left * (one - alpha);
+      const auto goes_on = at_least(next, least);
+      const P weight = select(goes_on, alpha * left, zero);
       t = select(goes_on, next, t);
-      last = select(both(seen, goes_on), broadcast(batch.place[at[j]], P()), last);
-      const S* feature = batch.features + at[j] * count;
+      left = next;
+      if (Keep) last = select(both(seen, goes_on), broadcast(batch.place[i], P()), last);
+      const S* feature = batch.features + i * count;
       for (int k = 0; k < K; ++k) {
         own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
       }
       for (int k = 0; K == 0 && k < count; ++k) {
-        S* sum = tile.planes + (batch.plane[at[j]] + k) * kTilePixels + pixel;
+        S* sum = tile.planes + (batch.plane[i] + k) * kTilePixels + pixel;
         store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
       }
     }
+    more = more && any(at_least(left, least));
   }
+  const auto goes_on = at_least(left, least);
   store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
-  store(tile.last + pixel, last);
+  if (Keep) store(tile.last + pixel, last);
   for (int k = 0; k < K; ++k) store(tile.planes + k * kTilePixels + pixel, own_sums[k]);
   return any(goes_on);
 }
 
-template <typename S, int K>
+template <typename S, int K, bool Keep>
 void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
   for (std::uint32_t rows = tile.live; rows != 0; rows &= rows - 1) {
     const int y = lowest_bit(rows);
@@ -155,22 +179,22 @@ void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
     batch.start_row(y, count);
     bool on = false;
     for (int g = 0; g < kGroups<S>; ++g) {
-      on |= blend_pack<S, K>(batch, batch.rows[y], tile, y * kTile + g * Pack<S>::lanes, features,
-                             lane_numbers<S>(g));
+      on |= blend_pack<S, K, Keep>(batch, batch.rows[y], tile, y * kTile + g * Pack<S>::lanes,
+                                   features, lane_numbers<S>(g));
     }
     if (!on) tile.live &= ~(1u << y);
   }
 }
 
 // Tile `index` of the view, which is (tx, ty) of its stack.
-template <typename S, int K>
+template <typename S, int K, bool Keep>
 void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, int tx, int ty,
                 Batch<S>& batch, Tile<S>& tile) {
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
     batch.template stage<K>(in, state, tx, ty, first, p, count);
-    blend_batch<S, K>(batch, count, in.features(), tile);
+    blend_batch<S, K, Keep>(batch, count, in.features(), tile);
   }
 }
 
@@ -242,7 +266,12 @@ void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S
     Tile<S> tile{keep ? state.transmittance.data() + kept : spare,
                  keep ? state.last.data() + kept : spare + kTilePixels, planes, 0};
     tile.start(in.sums(), in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
-    blend_tile<S, K>(in, state, t, tx, ty, batch, tile);
+    // In double precision the compiler chooses what to contract: one version, so the same bits.
+    if (keep || std::is_same<S, double>::value) {
+      blend_tile<S, K, true>(in, state, t, tx, ty, batch, tile);
+    } else {
+      blend_tile<S, K, false>(in, state, t, tx, ty, batch, tile);
+    }
     finish_tile(in, v, stack, tx, ty, tile, out);
   });
 }
