@@ -3,6 +3,7 @@
 // added atomically, so the result has the same bits for any number of threads.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "blend_row.h"
 #include "thread_pool.h"
@@ -22,13 +23,33 @@ struct TileBack {
   S* cells;               // (16 * groups, kGradients + gradients, lanes)
   int cell_size;          // in elements
   S row_last[kTile];      // position of the last contributor of each row
+  std::uint32_t rows_on;  // bit y set if row_last[y] has been reached
+  S next_last;            // the highest row_last that has not
 
   static std::size_t size(int gradients) {
     return std::size_t(kGradients + gradients) * kTilePixels;
   }
 
-  S& at(int y, int x, int field) const {
-    return cells[(y * kGroups<S> + x / kLanes) * cell_size + field * kLanes + x % kLanes];
+  // Splats come back to front: at `place`, the rows that it or one in front of it was drawn in.
+  std::uint32_t rows_at(int place) {
+    if (S(place) > next_last) return rows_on;
+    rows_on = 0;
+    next_last = S(-1);
+    for (int y = 0; y < kTile; ++y) {
+      if (row_last[y] >= S(place)) {
+        rows_on |= 1u << y;
+      } else {
+        next_last = std::max(next_last, row_last[y]);
+      }
+    }
+    return rows_on;
+  }
+
+  void set_row(int y, int field, const S* row) const {
+    for (int g = 0; g < kGroups<S>; ++g) {
+      S* cell = cells + (y * kGroups<S> + g) * cell_size;
+      for (int x = 0; x < kLanes; ++x) cell[field * kLanes + x] = row[g * kLanes + x];
+    }
   }
 };
 
@@ -37,6 +58,17 @@ template <typename S>
 struct Gathered {
   Pack<S> q, qy, qyy;
 };
+
+// The first columns of a row of a tile, then zeros; all zeros if there is none.
+template <typename S>
+inline void read_row(const S* from, int columns, S* to) {
+  if (from != nullptr && columns == kTile) {
+    std::memcpy(to, from, kTile * sizeof(S));
+  } else {
+    std::fill_n(to, kTile, S(0));
+    if (from != nullptr) std::copy_n(from, columns, to);
+  }
+}
 
 template <typename S>
 struct Kernel {
@@ -48,54 +80,61 @@ struct Kernel {
 
   int gradients() const { return wanted.count() * (in.shared ? in.layers : 1); }
 
-  // dL/d(feature k) at a pixel of an image.
-  S gradient(std::size_t at, int k, std::size_t pixel) const {
+  // dL/d(feature k) of an image, from a pixel on; null for none.
+  const S* gradient(std::size_t at, int k, std::size_t pixel) const {
     const std::size_t plane = std::size_t(in.width) * in.height;
     if (k < in.planes()) {
-      return image.color ? image.color[(at * in.planes() + k) * plane + pixel] : S(0);
+      return image.color ? image.color + (at * in.planes() + k) * plane + pixel : nullptr;
     }
     const S* gradients = k == in.depth_feature() ? image.depth : image.alpha;
-    return gradients ? gradients[at * plane + pixel] : S(0);
+    return gradients ? gradients + at * plane + pixel : nullptr;
   }
 
-  // Fills one pixel inside the image.
-  void start_pixel(const TileBack<S>& tile, int stack, int y, int x, std::size_t pixel) const {
-    const std::size_t plane = std::size_t(in.width) * in.height;
+  // Fills row y, whose first pixel is `pixel`; beyond its columns everything is 0.
+  void start_row(const TileBack<S>& tile, int stack, int y, const S* t, const S* last,
+                 std::size_t pixel, int columns) const {
     const std::size_t first = std::size_t(v) * in.layers + stack;
-    S by_final = !in.shared && image.alpha ? -image.alpha[first * plane + pixel] : S(0);
+    S line[kTile], by_final[kTile] = {};
+    if (!in.shared && image.alpha) {
+      const std::size_t plane = std::size_t(in.width) * in.height;
+      read_row(image.alpha + first * plane + pixel, columns, line);
+      for (int x = 0; x < kTile; ++x) by_final[x] = -line[x];
+    }
     int field = TileBack<S>::kGradients;
     for (int layer = 0; layer < (in.shared ? in.layers : 1); ++layer) {
       for (int k = wanted.first; k < wanted.end; ++k, ++field) {
-        const S g = gradient(first + layer, k, pixel);
-        tile.at(y, x, field) = g;
-        if (k < in.planes()) by_final += in.background[k] * g;
+        read_row(gradient(first + layer, k, pixel), columns, line);
+        tile.set_row(y, field, line);
+        if (k >= in.planes()) continue;
+        for (int x = 0; x < kTile; ++x) by_final[x] += in.background[k] * line[x];
       }
     }
-    if (in.shared) by_final *= S(1) / S(in.layers);
-    tile.at(y, x, TileBack<S>::kBehind) = by_final * tile.at(y, x, TileBack<S>::kTransmittance);
+    const S share = in.shared ? S(1) / S(in.layers) : S(1);
+    for (int x = 0; x < kTile; ++x) line[x] = by_final[x] * share * t[x];
+    tile.set_row(y, TileBack<S>::kBehind, line);
+    tile.set_row(y, TileBack<S>::kTransmittance, t);
+    tile.set_row(y, TileBack<S>::kLast, last);
   }
 
   // Tile (tx, ty) of a stack. Returns the position after the last contributor.
   int start(int stack, int tx, int ty, S* memory, TileBack<S>& tile) const {
     tile.cells = memory;
     tile.cell_size = (TileBack<S>::kGradients + gradients()) * TileBack<S>::kLanes;
-    std::fill_n(memory, TileBack<S>::size(gradients()), S(0));
     const std::size_t number = (std::size_t(stack) * in.tiles_y() + ty) * in.tiles_x() + tx;
     const std::size_t kept = number * kTilePixels;
     const int columns = std::min(kTile, in.width - tx * kTile);
     const int rows = std::min(kTile, in.height - ty * kTile);
-    for (int y = 0; y < kTile; ++y) {
+    std::fill_n(tile.row_last, kTile, S(-1));  // rows outside of the image are never looked at
+    for (int y = 0; y < rows; ++y) {
       const S* t = state.transmittance.data() + kept + y * kTile;
       const S* last = state.last.data() + kept + y * kTile;
       tile.row_last[y] = *std::max_element(last, last + kTile);
-      const std::size_t row = std::size_t(ty * kTile + y) * in.width + tx * kTile;
-      for (int x = 0; x < kTile; ++x) {
-        tile.at(y, x, TileBack<S>::kTransmittance) = t[x];
-        tile.at(y, x, TileBack<S>::kLast) = last[x];
-        if (y < rows && x < columns) start_pixel(tile, stack, y, x, row + x);
-      }
+      const std::size_t pixel = std::size_t(ty * kTile + y) * in.width + tx * kTile;
+      start_row(tile, stack, y, t, last, pixel, columns);
     }
-    return static_cast<int>(*std::max_element(tile.row_last, tile.row_last + kTile)) + 1;
+    tile.rows_on = 0;
+    tile.next_last = *std::max_element(tile.row_last, tile.row_last + kTile);
+    return static_cast<int>(tile.next_last) + 1;
   }
 };
 
@@ -106,11 +145,23 @@ struct FeatureList {
   int count, first_field;
 };
 
-// Returns whether a pixel of the group was drawn. K as in the forward pass.
+template <typename S>
+struct RowAlphas {
+  int y;
+  Pack<S> raw[kGroups<S>];
+
+  RowAlphas(const SplatRows<S>& splat, int row) : y(row) {
+    for (int g = 0; g < kGroups<S>; ++g) raw[g] = splat.alpha(row, g);
+  }
+};
+
+// One group of pixels, whose alphas are `raw`; whether the splat was drawn in one of them. Where it
+// was not its alpha is 0, which changes nothing: a pack of a whole row is seldom without a pixel that
+// was drawn, so there nothing branches on it. K as in the forward pass.
 template <typename S, int K, bool Moments>
-inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat,
-                         const FeatureList<S>& features, int y, int g, Pack<S> dy,
-                         Pack<S> position, Gathered<S>& sums, Pack<S>* feature_sums) {
+inline bool gather_group(const TileBack<S>& tile, const FeatureList<S>& features, int y, int g,
+                         Pack<S> raw, Pack<S> dy, Pack<S> position, Gathered<S>& sums,
+                         Pack<S>* feature_sums) {
   using P = Pack<S>;
   using T = TileBack<S>;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
@@ -118,10 +169,10 @@ inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat,
   const int cell_size = K > 0 ? (T::kGradients + K) * P::lanes : tile.cell_size;
   S* cell = tile.cells + (y * kGroups<S> + g) * cell_size;
   const S* gradients = cell + (K > 0 ? int(T::kGradients) : features.first_field) * P::lanes;
-  const P raw = splat.alpha(y, g);
   const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
                           at_least(load(cell + T::kLast * P::lanes, P()), position));
-  if (!any(drawn)) return false;
+  const bool seen = any(drawn);
+  if (kGroups<S> > 1 && !seen) return false;
   const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
   const P inverse = one / (one - alpha);
   const P t = load(cell, P()) * inverse;
@@ -133,7 +184,7 @@ inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat,
     feature_sums[k] = fma(weight, g_k, feature_sums[k]);
   }
   store(cell, t);
-  if (!Moments) return true;
+  if (!Moments) return seen;
   const P behind = load(cell + T::kBehind * P::lanes, P());
   const P grad_alpha = t * along - behind * inverse;
   const P q = select(drawn, raw * grad_alpha, zero);
@@ -142,28 +193,23 @@ inline bool gather_group(const TileBack<S>& tile, const SplatRows<S>& splat,
   const P qy = q * dy;
   sums.qy = sums.qy + qy;
   sums.qyy = fma(qy, dy, sums.qyy);
-  return true;
+  return seen;
 }
 
 // Moments of q about the splat's centre: 1, dx, dy, dx^2, dx dy, dy^2.
 template <typename S>
-void write_moments(const SplatRows<S>& splat, const Gathered<S>* gathered, S* out) {
-  std::fill_n(out, kMoments, S(0));
+inline void find_moments(const SplatRows<S>& splat, const Gathered<S>* gathered, Pack<S>* out) {
   for (int g = 0; g < kGroups<S>; ++g) {
     const Gathered<S>& a = gathered[g];
     const Pack<S> qx = a.q * splat.dx[g];
-    out[0] += sum(a.q);
-    out[1] += sum(qx);
-    out[2] += sum(a.qy);
-    out[3] += sum(qx * splat.dx[g]);
-    out[4] += sum(a.qy * splat.dx[g]);
-    out[5] += sum(a.qyy);
+    const Pack<S> moments[kMoments] = {a.q, qx, a.qy, qx * splat.dx[g], a.qy * splat.dx[g], a.qyy};
+    for (int k = 0; k < kMoments; ++k) out[k] = g == 0 ? moments[k] : out[k] + moments[k];
   }
 }
 
 // Gathers one splat; `shared_sums` is memory for the features where K = 0.
 template <typename S, int K, bool Moments>
-void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int ty,
+void gather_splat(const Kernel<S>& kernel, TileBack<S>& tile, int tx, int ty,
                   std::uint32_t p, int place, Pack<S>* shared_sums, PairGradients<S>& pairs) {
   using P = Pack<S>;
   const Pair pair = kernel.state.pairs[p];
@@ -181,21 +227,29 @@ void gather_splat(const Kernel<S>& kernel, const TileBack<S>& tile, int tx, int 
   const FeatureList<S> features{record + kGeometry + wanted.first, count,
                                 TileBack<S>::kGradients + layer * count};
   for (int k = 0; k < count; ++k) feature_sums[k] = zero;
+  std::uint32_t rows = kernel.state.rows[p] & tile.rows_at(place);
+  if (rows == 0) return;
+  // The alphas of the next row are begun before this row is gathered: they are what takes long.
   bool seen = false;
-  for (std::uint32_t rows = kernel.state.rows[p]; rows != 0; rows &= rows - 1) {
-    const int y = lowest_bit(rows);
-    if (tile.row_last[y] < S(place)) continue;
-    const P dy = broadcast(splat.dy[y], P());
+  RowAlphas<S> row(splat, lowest_bit(rows)), next = row;
+  for (bool more = true; more; row = next) {
+    rows &= rows - 1;
+    more = rows != 0;
+    next = RowAlphas<S>(splat, more ? lowest_bit(rows) : row.y);
+    const P dy = broadcast(splat.dy[row.y], P());
     for (int g = 0; g < kGroups<S>; ++g) {
-      seen |= gather_group<S, K, Moments>(tile, splat, features, y, g, dy, position, gathered[g],
-                                          feature_sums);
+      seen |= gather_group<S, K, Moments>(tile, features, row.y, g, row.raw[g], dy, position,
+                                          gathered[g], feature_sums);
     }
   }
   if (!seen) return;
   S* out = pairs.values.data() + std::size_t(pair.slot) * pairs.stride;
-  if (Moments) write_moments(splat, gathered, out);
-  if (Moments) out += kMoments;
-  for (int k = 0; k < count; ++k) out[k] = sum(feature_sums[k]);
+  constexpr int moments = Moments ? kMoments : 0;
+  P all[moments + K + 1];
+  if (Moments) find_moments(splat, gathered, all);
+  for (int k = 0; k < K; ++k) all[moments + k] = own_sums[k];
+  sum_each<moments + K>(all, out);
+  for (int k = 0; K == 0 && k < count; ++k) out[moments + k] = sum(shared_sums[k]);
   pairs.written[pair.slot] = 1;
 }
 

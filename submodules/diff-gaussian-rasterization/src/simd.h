@@ -115,13 +115,6 @@ inline M both(M a, M b) {
   for (unsigned i = 0; i < sizeof(r.m); ++i) r.m[i] = a.m[i] && b.m[i];
   return r;
 }
-// a and not b
-template <typename M, std::size_t = sizeof(M::m)>
-inline M without(M a, M b) {
-  M r;
-  for (unsigned i = 0; i < sizeof(r.m); ++i) r.m[i] = a.m[i] && !b.m[i];
-  return r;
-}
 template <typename M, std::size_t = sizeof(M::m)>
 inline bool any(M a) {
   bool r = false;
@@ -133,6 +126,10 @@ inline S sum(Pack<S> a) {
   S r = a.v[0];
   for (int i = 1; i < Pack<S>::lanes; ++i) r += a.v[i];
   return r;
+}
+template <typename S>
+inline void sum_four(const Pack<S>* a, S* out) {
+  for (int k = 0; k < 4; ++k) out[k] = sum(a[k]);
 }
 #undef GR_LANES
 
@@ -159,7 +156,6 @@ inline F minus_abs(F a) { return {_mm512_or_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline F select(F::Mask m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return a & b; }
-inline F::Mask without(F::Mask a, F::Mask b) { return a & static_cast<F::Mask>(~b); }
 inline bool any(F::Mask m) { return m != 0; }
 inline F exp2_of(F x) {
   const __m512 whole = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -173,6 +169,17 @@ inline float sum(F a) {
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+// In each quarter, the sums of two packs by turns.
+inline __m512 sum_pairs(F a, F b) {
+  return _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+}
+inline void sum_four(const F* a, float* out) {
+  const __m512 ab = sum_pairs(a[0], a[1]), cd = sum_pairs(a[2], a[3]);
+  const __m512 low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
+  const __m512 all = _mm512_add_ps(low, high);
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
 }
 
 // ----------------------------------------------------------------------------------- AVX2
@@ -200,7 +207,6 @@ inline F minus_abs(F a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline F select(F::Mask m, F a, F b) { return {_mm256_blendv_ps(b.v, a.v, m.bits)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {_mm256_and_ps(a.bits, b.bits)}; }
-inline F::Mask without(F::Mask a, F::Mask b) { return {_mm256_andnot_ps(b.bits, a.bits)}; }
 inline bool any(F::Mask m) { return _mm256_movemask_ps(m.bits) != 0; }
 inline F exp2_of(F x) {
   const __m256 low = _mm256_max_ps(x.v, _mm256_set1_ps(kMinExponent));
@@ -217,6 +223,11 @@ inline float sum(F a) {
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+inline void sum_four(const F* a, float* out) {
+  const __m256 ab = _mm256_hadd_ps(a[0].v, a[1].v), cd = _mm256_hadd_ps(a[2].v, a[3].v);
+  const __m256 all = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
 
 // ------------------------------------------------- vectors of GCC and Clang: SSE2, NEON, ...
@@ -249,7 +260,6 @@ inline F select(F::Mask m, F a, F b) {
 inline F min(F a, F b) { return select({a.v < b.v}, a, b); }
 inline F minus_abs(F a) { return {(Float4)((Int4)a.v | (Int4)broadcast(-0.0f, F()).v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {a.bits & b.bits}; }
-inline F::Mask without(F::Mask a, F::Mask b) { return {a.bits & ~b.bits}; }
 inline bool any(F::Mask m) {
   typedef std::int64_t Long2 __attribute__((vector_size(16)));
   const Long2 halves = (Long2)m.bits;
@@ -267,6 +277,14 @@ inline F exp2_of(F x) {
 }
 inline float sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 #endif
+
+// The sums over the lanes of N packs.
+template <int N, typename S>
+inline void sum_each(const Pack<S>* packs, S* out) {
+  int k = 0;
+  for (; k + 4 <= N; k += 4) sum_four(packs + k, out + k);
+  for (; k < N; ++k) out[k] = sum(packs[k]);
+}
 
 }  // namespace NATIVE_LEVEL
 }  // namespace gr
