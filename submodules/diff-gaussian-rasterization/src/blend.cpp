@@ -4,84 +4,12 @@
 #include <cstring>
 #include <type_traits>
 
-#include "blend_row.h"
+#include "blend_batch.h"
 #include "thread_pool.h"
 
 namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
-
-// Splats staged at a time, one bit each in the mask of a row: few enough for the first cache.
-constexpr int kBatch = 64;
-constexpr std::uint32_t kFar = 24;  // pairs; staging does little else than wait for their records
-
-// Splats whose alphas are computed at a time: each takes some 60 cycles, and processors do not look
-// ahead far enough to begin the next ones early.
-template <typename S>
-constexpr int kAtOnce = Pack<S>::lanes >= 16 ? 4 : 2;
-
-// Successive splats of a tile as a structure of arrays. At kBatch is one that is nowhere seen.
-template <typename S>
-struct Batch {
-  static constexpr int kNone = kBatch, kSize = kBatch + Pack<S>::lanes;
-  alignas(64) S x[kSize], y[kSize];  // relative to the tile
-  alignas(64) S xx[kSize], xy[kSize], yy[kSize], opacity[kSize];
-  alignas(64) S place[kSize];                 // position in the list of the tile
-  alignas(64) S slope[kSize], offset[kSize];  // of the row that is drawn
-  int plane[kSize];                           // the first sum of the pixel that it is added to
-  std::uint64_t rows[kTile];                  // bit i set if splat i touches the row
-  S* features;                                // (kSize, features)
-
-  void start(S* memory, int size) {
-    features = memory;
-    for (S* array : {x, y, xx, xy, yy, opacity, place, slope, offset}) array[kNone] = S(0);
-    plane[kNone] = 0;
-    std::fill_n(features + kNone * size, size, S(0));
-  }
-
-  // Stages pairs [p, p + count) of the list that begins at `first`.
-  template <int K>
-  void stage(const Inputs<S>& in, const ViewState<S>& state, int tx, int ty, std::uint32_t first,
-             std::uint32_t p, int count) {
-    std::uint64_t toggles[kTile + 1] = {};  // a splat touches successive rows
-    for (int i = 0; i < count; ++i) {
-      if (p + i + kFar < state.pairs.size()) prefetch(state.record(p + i + kFar));
-      const S* record = state.record(p + i);
-      x[i] = record[kX] - S(tx * kTile);
-      y[i] = record[kY] - S(ty * kTile);
-      xx[i] = record[kQuadXX];
-      xy[i] = record[kQuadXY];
-      yy[i] = record[kQuadYY];
-      opacity[i] = record[kOpacity];
-      place[i] = S(p - first + i);
-      plane[i] = static_cast<int>(record[kPlane]);
-      const int size = K > 0 ? K : in.features();
-      for (int k = 0; k < size; ++k) features[i * size + k] = record[kGeometry + k];
-      const std::uint64_t touched = state.rows[p + i], bit = std::uint64_t(1) << i;
-      const std::uint64_t lowest = touched & (~touched + 1);
-      toggles[lowest_bit(touched)] ^= bit;
-      toggles[lowest_bit(touched + lowest)] ^= bit;  // the row after the last
-    }
-    std::uint64_t touching = 0;
-    for (int row = 0; row < kTile; ++row) rows[row] = touching ^= toggles[row];
-  }
-
-  void start_row(int row, int count) {
-    const Pack<S> at = broadcast(S(row), Pack<S>());
-    for (int i = 0; i < count; i += Pack<S>::lanes) {
-      const Pack<S> dy = load(y + i, Pack<S>()) - at;
-      store(slope + i, row_slope(load(xy + i, Pack<S>()), dy));
-      store(offset + i, row_offset(load(yy + i, Pack<S>()), dy));
-    }
-  }
-
-  Pack<S> alpha(int i, Pack<S> lane) const {
-    using P = Pack<S>;
-    return alpha_along<S>(broadcast(x[i], P()) - lane, broadcast(xx[i], P()),
-                          broadcast(slope[i], P()), broadcast(offset[i], P()),
-                          broadcast(opacity[i], P()));
-  }
-};
 
 // A tile while it is being blended: planes of 16x16 pixels. A pixel that has stopped keeps its
 // transmittance negated: so the next batch knows it.
@@ -100,22 +28,6 @@ struct Tile {
       }
     }
     live = (1u << rows) - 1;
-  }
-};
-
-// A few successive splats of a row and their alphas.
-template <typename S>
-struct Few {
-  int at[kAtOnce<S>];
-  Pack<S> raw[kAtOnce<S>];
-
-  // Takes the first splats out of `bits`; kNone where there are no more.
-  void take(const Batch<S>& batch, std::uint64_t& bits, Pack<S> lane) {
-    for (int& i : at) {
-      i = bits != 0 ? lowest_bit(bits) : Batch<S>::kNone;
-      bits &= bits - 1;
-    }
-    for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], lane);
   }
 };
 
@@ -193,7 +105,7 @@ void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, int t
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
-    batch.template stage<K>(in, state, tx, ty, first, p, count);
+    batch.template stage<K, 1>(state, tx, ty, first, p, count, 0);
     blend_batch<S, K, Keep>(batch, count, in.features(), tile);
   }
 }

@@ -5,58 +5,27 @@
 #include <cstdint>
 #include <cstring>
 
-#include "blend_row.h"
+#include "blend_batch.h"
 #include "thread_pool.h"
 
 namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
 
-// A tile on its way back: one cell per pack of pixels, holding side by side transmittance, the part
-// of dL/dT that comes from behind the current splat, the position of the last contributor, and
-// dL/d(image) of each wanted feature: with `shared`, of each layer.
+// A tile on its way back, as planes of 16x16 pixels.
 template <typename S>
 struct TileBack {
-  static constexpr int kLanes = Pack<S>::lanes;
-  enum { kTransmittance, kBehind, kLast, kGradients };
+  S* transmittance;   // behind the splats that are still to come
+  S* behind;          // the part of dL/dT that comes from behind them
+  S* gradients;       // dL/d(image) of each wanted feature: with `shared`, of each layer
+  const S* last;      // position of the last contributor
+  S row_last[kTile];  // the highest of each row
 
-  S* cells;               // (16 * groups, kGradients + gradients, lanes)
-  int cell_size;          // in elements
-  S row_last[kTile];      // position of the last contributor of each row
-  std::uint32_t rows_on;  // bit y set if row_last[y] has been reached
-  S next_last;            // the highest row_last that has not
+  static std::size_t size(int gradients) { return std::size_t(2 + gradients) * kTilePixels; }
 
-  static std::size_t size(int gradients) {
-    return std::size_t(kGradients + gradients) * kTilePixels;
-  }
-
-  // Splats come back to front: at `place`, the rows that it or one in front of it was drawn in.
-  std::uint32_t rows_at(int place) {
-    if (S(place) > next_last) return rows_on;
-    rows_on = 0;
-    next_last = S(-1);
-    for (int y = 0; y < kTile; ++y) {
-      if (row_last[y] >= S(place)) {
-        rows_on |= 1u << y;
-      } else {
-        next_last = std::max(next_last, row_last[y]);
-      }
-    }
-    return rows_on;
-  }
-
-  void set_row(int y, int field, const S* row) const {
-    for (int g = 0; g < kGroups<S>; ++g) {
-      S* cell = cells + (y * kGroups<S> + g) * cell_size;
-      for (int x = 0; x < kLanes; ++x) cell[field * kLanes + x] = row[g * kLanes + x];
-    }
-  }
-};
-
-// What one splat gathers over the pixels of the tile, still spread over the lanes.
-template <typename S>
-struct Gathered {
-  Pack<S> q, qy, qyy;
+  TileBack(S* memory, const S* last_)
+      : transmittance(memory), behind(memory + kTilePixels), gradients(behind + kTilePixels),
+        last(last_) {}
 };
 
 // The first columns of a row of a tile, then zeros; all zeros if there is none.
@@ -91,188 +60,215 @@ struct Kernel {
   }
 
   // Fills row y, whose first pixel is `pixel`; beyond its columns everything is 0.
-  void start_row(const TileBack<S>& tile, int stack, int y, const S* t, const S* last,
-                 std::size_t pixel, int columns) const {
+  void start_row(const TileBack<S>& tile, int stack, int y, const S* t, std::size_t pixel,
+                 int columns) const {
     const std::size_t first = std::size_t(v) * in.layers + stack;
-    S line[kTile], by_final[kTile] = {};
+    S by_final[kTile] = {};
     if (!in.shared && image.alpha) {
+      S line[kTile];
       const std::size_t plane = std::size_t(in.width) * in.height;
       read_row(image.alpha + first * plane + pixel, columns, line);
       for (int x = 0; x < kTile; ++x) by_final[x] = -line[x];
     }
-    int field = TileBack<S>::kGradients;
+    S* row = tile.gradients + y * kTile;
     for (int layer = 0; layer < (in.shared ? in.layers : 1); ++layer) {
-      for (int k = wanted.first; k < wanted.end; ++k, ++field) {
-        read_row(gradient(first + layer, k, pixel), columns, line);
-        tile.set_row(y, field, line);
+      for (int k = wanted.first; k < wanted.end; ++k, row += kTilePixels) {
+        read_row(gradient(first + layer, k, pixel), columns, row);
         if (k >= in.planes()) continue;
-        for (int x = 0; x < kTile; ++x) by_final[x] += in.background[k] * line[x];
+        for (int x = 0; x < kTile; ++x) by_final[x] += in.background[k] * row[x];
       }
     }
     const S share = in.shared ? S(1) / S(in.layers) : S(1);
-    for (int x = 0; x < kTile; ++x) line[x] = by_final[x] * share * t[x];
-    tile.set_row(y, TileBack<S>::kBehind, line);
-    tile.set_row(y, TileBack<S>::kTransmittance, t);
-    tile.set_row(y, TileBack<S>::kLast, last);
+    for (int x = 0; x < kTile; ++x) {
+      tile.transmittance[y * kTile + x] = t[x];
+      tile.behind[y * kTile + x] = by_final[x] * share * t[x];
+    }
   }
 
   // Tile (tx, ty) of a stack. Returns the position after the last contributor.
-  int start(int stack, int tx, int ty, S* memory, TileBack<S>& tile) const {
-    tile.cells = memory;
-    tile.cell_size = (TileBack<S>::kGradients + gradients()) * TileBack<S>::kLanes;
-    const std::size_t number = (std::size_t(stack) * in.tiles_y() + ty) * in.tiles_x() + tx;
-    const std::size_t kept = number * kTilePixels;
+  int start(int stack, int tx, int ty, TileBack<S>& tile, const S* transmittance) const {
     const int columns = std::min(kTile, in.width - tx * kTile);
     const int rows = std::min(kTile, in.height - ty * kTile);
     std::fill_n(tile.row_last, kTile, S(-1));  // rows outside of the image are never looked at
     for (int y = 0; y < rows; ++y) {
-      const S* t = state.transmittance.data() + kept + y * kTile;
-      const S* last = state.last.data() + kept + y * kTile;
+      const S* last = tile.last + y * kTile;
       tile.row_last[y] = *std::max_element(last, last + kTile);
       const std::size_t pixel = std::size_t(ty * kTile + y) * in.width + tx * kTile;
-      start_row(tile, stack, y, t, last, pixel, columns);
+      start_row(tile, stack, y, transmittance + y * kTile, pixel, columns);
     }
-    tile.rows_on = 0;
-    tile.next_last = *std::max_element(tile.row_last, tile.row_last + kTile);
-    return static_cast<int>(tile.next_last) + 1;
+    return static_cast<int>(*std::max_element(tile.row_last, tile.row_last + kTile)) + 1;
   }
 };
 
-// The wanted features of a splat, and where their gradients lie in a cell.
-template <typename S>
-struct FeatureList {
-  const S* values;
-  int count, first_field;
-};
+// What the splats of a batch gather, still spread over the lanes: of each splat, for each group of
+// a row the sums of q = dL/dpower, q dy and q dy^2; then the features.
+template <typename S, bool Moments>
+struct Sums {
+  static constexpr int kFeatures = Moments ? 3 * kGroups<S> : 0;
+  Pack<S>* packs;  // (kBatch + 1, kFeatures + features)
+  int features;
 
-template <typename S>
-struct RowAlphas {
-  int y;
-  Pack<S> raw[kGroups<S>];
+  static std::size_t size(int features) {
+    return std::size_t(kBatch + 1) * (kFeatures + features);
+  }
 
-  RowAlphas(const SplatRows<S>& splat, int row) : y(row) {
-    for (int g = 0; g < kGroups<S>; ++g) raw[g] = splat.alpha(row, g);
+  // K: the number of features, or 0 for `features`.
+  template <int K>
+  Pack<S>* of(int splat) const {
+    return packs + splat * (kFeatures + (K > 0 ? K : features));
+  }
+  void start(int splats) {
+    std::fill_n(packs, splats * (kFeatures + features), broadcast(S(0), Pack<S>()));
   }
 };
 
-// One group of pixels, whose alphas are `raw`; whether the splat was drawn in one of them. Where it
-// was not its alpha is 0, which changes nothing: a pack of a whole row is seldom without a pixel that
-// was drawn, so there nothing branches on it. K as in the forward pass.
+// Gathers the splats of `bits` over the pack g of row y, from back to front; returns those that
+// were drawn. K as in the forward pass, `count` the number of features.
 template <typename S, int K, bool Moments>
-inline bool gather_group(const TileBack<S>& tile, const FeatureList<S>& features, int y, int g,
-                         Pack<S> raw, Pack<S> dy, Pack<S> position, Gathered<S>& sums,
-                         Pack<S>* feature_sums) {
+std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileBack<S>& tile,
+                          int y, int g, const Sums<S, Moments>& sums) {
   using P = Pack<S>;
-  using T = TileBack<S>;
+  const int pixel = y * kTile + g * P::lanes;
+  const int count = K > 0 ? K : sums.features;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  const int count = K > 0 ? K : features.count;
-  const int cell_size = K > 0 ? (T::kGradients + K) * P::lanes : tile.cell_size;
-  S* cell = tile.cells + (y * kGroups<S> + g) * cell_size;
-  const S* gradients = cell + (K > 0 ? int(T::kGradients) : features.first_field) * P::lanes;
-  const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
-                          at_least(load(cell + T::kLast * P::lanes, P()), position));
-  const bool seen = any(drawn);
-  if (kGroups<S> > 1 && !seen) return false;
-  const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
-  const P inverse = one / (one - alpha);
-  const P t = load(cell, P()) * inverse;
-  const P weight = alpha * t;
-  P along = zero;  // dL / d(weight)
-  for (int k = 0; k < count; ++k) {
-    const P g_k = load(gradients + k * P::lanes, P());
-    if (Moments) along = fma(g_k, broadcast(features.values[k], P()), along);
-    feature_sums[k] = fma(weight, g_k, feature_sums[k]);
+  const P lane = lane_numbers<S>(g), last = load(tile.last + pixel, P());
+  P t = load(tile.transmittance + pixel, P()), behind = load(tile.behind + pixel, P());
+  P own_gradients[K > 0 ? K : 1];
+  const S* gradients = tile.gradients + pixel;
+  for (int k = 0; k < K; ++k) own_gradients[k] = load(gradients + k * kTilePixels, P());
+  std::uint64_t drawn_ones = 0;
+  Few<S> few, next_few;
+  few.take(batch, bits, lane);
+  for (bool more = true; more; few = next_few) {
+    more = bits != 0;
+    next_few.take(batch, bits, lane);
+    for (int j = 0; j < kAtOnce<S>; ++j) {
+      const int i = few.at[j];
+      const P raw = few.raw[j];
+      const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
+                              at_least(last, broadcast(batch.place[i], P())));
+      drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);  // to branch on it is slower
+      const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
+      const P inverse = one / (one - alpha);
+      t = t * inverse;
+      const P weight = alpha * t;
+      P along = zero;  // dL / d(weight)
+      P* sum = sums.template of<K>(i);
+      const S* feature = batch.features + i * count;
+      for (int k = 0; k < count; ++k) {
+        const S* by_plane = gradients + (batch.plane[i] + k) * kTilePixels;
+        const P g_k = K > 0 ? own_gradients[k] : load(by_plane, P());
+        if (Moments) along = fma(g_k, broadcast(feature[k], P()), along);
+        P& by_feature = sum[Sums<S, Moments>::kFeatures + k];
+        by_feature = fma(weight, g_k, by_feature);
+      }
+      if (!Moments) continue;
+      const P q = select(drawn, raw * (t * along - behind * inverse), zero);
+      behind = fma(weight, along, behind);
+      const P dy = broadcast(batch.dy[i], P()), qy = q * dy;
+      sum += 3 * g;
+      sum[0] = sum[0] + q;
+      sum[1] = sum[1] + qy;
+      sum[2] = fma(qy, dy, sum[2]);
+    }
   }
-  store(cell, t);
-  if (!Moments) return seen;
-  const P behind = load(cell + T::kBehind * P::lanes, P());
-  const P grad_alpha = t * along - behind * inverse;
-  const P q = select(drawn, raw * grad_alpha, zero);
-  store(cell + T::kBehind * P::lanes, fma(weight, along, behind));
-  sums.q = sums.q + q;
-  const P qy = q * dy;
-  sums.qy = sums.qy + qy;
-  sums.qyy = fma(qy, dy, sums.qyy);
-  return seen;
+  store(tile.transmittance + pixel, t);
+  store(tile.behind + pixel, behind);
+  return drawn_ones;
 }
 
 // Moments of q about the splat's centre: 1, dx, dy, dx^2, dx dy, dy^2.
 template <typename S>
-inline void find_moments(const SplatRows<S>& splat, const Gathered<S>* gathered, Pack<S>* out) {
-  for (int g = 0; g < kGroups<S>; ++g) {
-    const Gathered<S>& a = gathered[g];
-    const Pack<S> qx = a.q * splat.dx[g];
-    const Pack<S> moments[kMoments] = {a.q, qx, a.qy, qx * splat.dx[g], a.qy * splat.dx[g], a.qyy};
+inline void find_moments(const Pack<S>* sums, S x, Pack<S>* out) {
+  for (int g = 0; g < kGroups<S>; ++g, sums += 3) {
+    const Pack<S> dx = broadcast(x, Pack<S>()) - lane_numbers<S>(g), qx = sums[0] * dx;
+    const Pack<S> moments[kMoments] = {sums[0], qx, sums[1], qx * dx, sums[1] * dx, sums[2]};
     for (int k = 0; k < kMoments; ++k) out[k] = g == 0 ? moments[k] : out[k] + moments[k];
   }
 }
 
-// Gathers one splat; `shared_sums` is memory for the features where K = 0.
+// Writes what a splat has gathered to its slot.
 template <typename S, int K, bool Moments>
-void gather_splat(const Kernel<S>& kernel, TileBack<S>& tile, int tx, int ty,
-                  std::uint32_t p, int place, Pack<S>* shared_sums, PairGradients<S>& pairs) {
-  using P = Pack<S>;
-  const Pair pair = kernel.state.pairs[p];
-  const S* record = kernel.state.record(p);
-  const SplatRows<S> splat(record, tx, ty);
-  const P zero = broadcast(S(0), P()), position = broadcast(S(place), P());
-  Gathered<S> gathered[kGroups<S>];
-  for (auto& g : gathered) g = {zero, zero, zero};
-  P own_sums[K > 0 ? K : 1];
-  P* feature_sums = K > 0 ? own_sums : shared_sums;
-  const Wanted& wanted = kernel.wanted;
-  const int count = K > 0 ? K : wanted.count();
-  // With `shared` the planes are those of the layer, of which a cell has the wanted ones only.
-  const int layer = kernel.in.shared ? int(record[kPlane]) / kernel.in.features() : 0;
-  const FeatureList<S> features{record + kGeometry + wanted.first, count,
-                                TileBack<S>::kGradients + layer * count};
-  for (int k = 0; k < count; ++k) feature_sums[k] = zero;
-  std::uint32_t rows = kernel.state.rows[p] & tile.rows_at(place);
-  if (rows == 0) return;
-  // The alphas of the next row are begun before this row is gathered: they are what takes long.
-  bool seen = false;
-  RowAlphas<S> row(splat, lowest_bit(rows)), next = row;
-  for (bool more = true; more; row = next) {
-    rows &= rows - 1;
-    more = rows != 0;
-    next = RowAlphas<S>(splat, more ? lowest_bit(rows) : row.y);
-    const P dy = broadcast(splat.dy[row.y], P());
+void finish_splat(const Pack<S>* sums, S x, int count, S* out) {
+  constexpr int moments = Moments ? kMoments : 0;
+  const Pack<S>* features = sums + Sums<S, Moments>::kFeatures;
+  Pack<S> all[moments + K + 1];
+  if (Moments) find_moments(sums, x, all);
+  for (int k = 0; k < K; ++k) all[moments + k] = features[k];
+  sum_each<moments + K>(all, out);
+  for (int k = 0; K == 0 && k < count; ++k) out[moments + k] = sum(features[k]);
+}
+
+// Gathers the staged splats, the first of which is at position `top` of the tile's list; returns
+// those that were drawn.
+template <typename S, int K, bool Moments>
+std::uint64_t gather_batch(Batch<S>& batch, int top, int count,
+                           const TileBack<S>& tile, const Sums<S, Moments>& sums) {
+  std::uint64_t drawn = 0;
+  for (int y = 0; y < kTile; ++y) {
+    const int behind = std::max(0, top - static_cast<int>(tile.row_last[y]));
+    if (behind >= count) continue;
+    const std::uint64_t bits = batch.rows[y] & (~std::uint64_t(0) << behind);
+    if (bits == 0) continue;
+    batch.start_row(y, count);
     for (int g = 0; g < kGroups<S>; ++g) {
-      seen |= gather_group<S, K, Moments>(tile, features, row.y, g, row.raw[g], dy, position,
-                                          gathered[g], feature_sums);
+      drawn |= gather_pack<S, K, Moments>(batch, bits, tile, y, g, sums);
     }
   }
-  if (!seen) return;
-  S* out = pairs.values.data() + std::size_t(pair.slot) * pairs.stride;
-  constexpr int moments = Moments ? kMoments : 0;
-  P all[moments + K + 1];
-  if (Moments) find_moments(splat, gathered, all);
-  for (int k = 0; k < K; ++k) all[moments + k] = own_sums[k];
-  sum_each<moments + K>(all, out);
-  for (int k = 0; K == 0 && k < count; ++k) out[moments + k] = sum(shared_sums[k]);
-  pairs.written[pair.slot] = 1;
+  return drawn;
+}
+
+template <typename S, int K, bool Moments>
+void gather_tile(const Kernel<S>& kernel, int tx, int ty, std::uint32_t first, int end,
+                 Batch<S>& batch, const TileBack<S>& tile, Sums<S, Moments>& sums,
+                 PairGradients<S>& pairs) {
+  const Inputs<S>& in = kernel.in;
+  for (int top = end - 1; top >= 0; top -= kBatch) {
+    const int count = std::min(kBatch, top + 1);
+    const std::uint32_t p = first + top;
+    batch.template stage<K, -1>(kernel.state, tx, ty, first, p, count, kernel.wanted.first);
+    // With `shared` the planes are those of the layer, of which there are the wanted ones only.
+    for (int i = 0; i < count; ++i) {
+      batch.plane[i] = batch.plane[i] / in.features() * kernel.wanted.count();
+    }
+    sums.start(count);
+    std::uint64_t drawn = gather_batch<S, K, Moments>(batch, top, count, tile, sums);
+    for (; drawn != 0; drawn &= drawn - 1) {
+      const int i = lowest_bit(drawn);
+      const std::uint32_t slot = kernel.state.pairs[p - i].slot;
+      S* out = pairs.values.data() + std::size_t(slot) * pairs.stride;
+      finish_splat<S, K, Moments>(sums.template of<K>(i), batch.x[i], kernel.wanted.count(), out);
+      pairs.written[slot] = 1;
+    }
+  }
 }
 
 template <typename S, int K, bool Moments>
 void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
-  const int tiles_x = kernel.in.tiles_x(), per_stack = tiles_x * kernel.in.tiles_y();
-  Buffer<S> memory;
-  Buffer<Pack<S>> feature_sums;
-  const std::size_t per_thread = TileBack<S>::size(kernel.gradients());
-  const std::size_t count = kernel.wanted.count();
+  const Inputs<S>& in = kernel.in;
+  const int tiles_x = in.tiles_x(), per_stack = tiles_x * in.tiles_y();
+  Buffer<Batch<S>> batches;
+  Buffer<S> memory;  // per thread: the features of its batch, its tile
+  Buffer<Pack<S>> packs;
+  const std::size_t staged = std::size_t(kernel.wanted.count()) * Batch<S>::kSize;
+  const std::size_t per_thread = staged + TileBack<S>::size(kernel.gradients());
+  const int count = kernel.wanted.count();
+  batches.resize(threads);
   memory.resize(per_thread * threads);
-  feature_sums.resize(count * threads);
-  parallel_for(kernel.in.tiles(), threads, [&](int t, int worker) {
+  packs.resize(Sums<S, Moments>::size(count) * threads);
+  parallel_for(in.tiles(), threads, [&](int t, int worker) {
     const std::uint32_t first = kernel.state.tile_start[t];
     if (first == kernel.state.tile_start[t + 1]) return;
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
-    TileBack<S> tile;
-    Pack<S>* sums = feature_sums.data() + count * worker;
-    const int end = kernel.start(stack, tx, ty, memory.data() + per_thread * worker, tile);
-    for (int place = end - 1; place >= 0; --place) {
-      if (place >= int(kAhead)) prefetch(kernel.state.record(first + place - kAhead));
-      gather_splat<S, K, Moments>(kernel, tile, tx, ty, first + place, place, sums, pairs);
-    }
+    const std::size_t kept = std::size_t(t) * kTilePixels;
+    Batch<S>& batch = batches[worker];
+    batch.start(memory.data() + per_thread * worker, count);
+    TileBack<S> tile(batch.features + staged, kernel.state.last.data() + kept);
+    Sums<S, Moments> sums{packs.data() + Sums<S, Moments>::size(count) * worker,
+                          count};
+    sums.start(kBatch + 1);
+    const int end = kernel.start(stack, tx, ty, tile, kernel.state.transmittance.data() + kept);
+    gather_tile<S, K, Moments>(kernel, tx, ty, first, end, batch, tile, sums, pairs);
   });
 }
 

@@ -13,6 +13,36 @@ namespace {
 
 // ---------------------------------------------------------------------------------- counting
 
+// One splat over all rows of a tile.
+template <typename S>
+struct SplatRows {
+  Pack<S> dx[kGroups<S>];
+  Pack<S> xx, opacity;
+  alignas(64) S dy[kTile], slope[kTile], offset[kTile];
+
+  SplatRows(const S* record, int tile_x, int tile_y) {
+    const Pack<S> x = broadcast(record[kX] - S(tile_x * kTile), Pack<S>());
+    const Pack<S> y = broadcast(record[kY] - S(tile_y * kTile), Pack<S>());
+    const Pack<S> xy = broadcast(record[kQuadXY], Pack<S>());
+    const Pack<S> yy = broadcast(record[kQuadYY], Pack<S>());
+    xx = broadcast(record[kQuadXX], Pack<S>());
+    opacity = broadcast(record[kOpacity], Pack<S>());
+    for (int g = 0; g < kGroups<S>; ++g) {
+      const Pack<S> lane = lane_numbers<S>(g);
+      dx[g] = x - lane;
+      const Pack<S> row_dy = y - lane;  // as many rows as columns
+      store(dy + g * Pack<S>::lanes, row_dy);
+      store(slope + g * Pack<S>::lanes, row_slope(xy, row_dy));
+      store(offset + g * Pack<S>::lanes, row_offset(yy, row_dy));
+    }
+  }
+
+  Pack<S> alpha(int y, int g) const {
+    return alpha_along<S>(dx[g], xx, broadcast(slope[y], Pack<S>()),
+                          broadcast(offset[y], Pack<S>()), opacity);
+  }
+};
+
 // A tile while it is gone through: plain pixels, with the decisions of blend.cpp.
 template <typename S>
 struct CountedTile {
