@@ -146,6 +146,9 @@ class Walk {
   int layer_, local_ = 0;
 };
 
+template <typename S>
+constexpr std::int64_t kLine = 64 / sizeof(S);  // values in a line of the caches
+
 // A Gaussian that lands on the image.
 template <typename S>
 struct Candidate {
@@ -157,27 +160,23 @@ struct Candidate {
   TileRect rect;
 };
 
-// Gaussians on their way to the image, as arrays: the compiler takes many of them side by side.
-// Places that are not filled hold earlier ones, or zeros: projected, but not looked at.
+// Gaussians as arrays: the compiler takes many of them side by side. Places that are not filled
+// hold earlier ones, or zeros: computed, but not looked at.
 template <typename S>
-struct Block {
+struct Gaussians {
   static constexpr int kSize = 64;
   int count = 0;
-  int gaussian[kSize], layer[kSize], local[kSize];
-  const Inputs<S>* inputs[kSize];
-  alignas(64) S opacity[kSize] = {}, mean[3][kSize] = {}, scale[3][kSize] = {};
-  alignas(64) S rotation[4][kSize] = {}, cov[6][kSize] = {};
-  alignas(64) S splat[9][kSize], radius[kSize];
-  int valid[kSize];
+  int local[kSize];                // their rows
+  const Inputs<S>* inputs[kSize];  // where their tensors are
+  alignas(64) S mean[3][kSize] = {}, scale[3][kSize] = {}, rotation[4][kSize] = {};
+  alignas(64) S length[kSize] = {}, cov[6][kSize] = {};
 
-  void push(const Walk<S>& at, int v, int i) {
+  // Returns the place of the new one.
+  int push(const Walk<S>& at, int v) {
     const Inputs<S>& in = at.inputs();
     const int k = count++;
-    gaussian[k] = i;
-    layer[k] = at.layer();
     local[k] = at.local();
     inputs[k] = &in;
-    opacity[k] = input_opacity(in, v, local[k]);
     put(input_mean(in, v, local[k]), mean, k);
     if (in.cov3d) {
       const S* c = in.cov3d.at(v) + std::int64_t(6) * local[k];
@@ -186,28 +185,63 @@ struct Block {
       const Shape<S> shape = input_shape(in, v, local[k]);
       for (int d = 0; d < 3; ++d) scale[d][k] = shape.scale[d];
       for (int d = 0; d < 4; ++d) rotation[d][k] = shape.rotation[d];
+      length[k] = shape.length;
     }
+    return k;
   }
 
   void find_covariances(S modifier) {
     for (int k = 0; k < kSize; ++k) {
-      const S s[3] = {scale[0][k], scale[1][k], scale[2][k]};
-      const S q[4] = {rotation[0][k], rotation[1][k], rotation[2][k], rotation[3][k]};
-      const Sym3<S> m = covariance_3d(s, q, modifier);
-      cov[0][k] = m.xx;
-      cov[1][k] = m.xy;
-      cov[2][k] = m.xz;
-      cov[3][k] = m.yy;
-      cov[4][k] = m.yz;
-      cov[5][k] = m.zz;
+      const Shape<S> shape = shape_at(k);
+      put(covariance_3d(shape.scale, shape.rotation, modifier), cov, k);
     }
+  }
+
+  Vec3<S> mean_at(int k) const { return {mean[0][k], mean[1][k], mean[2][k]}; }
+  Shape<S> shape_at(int k) const {
+    return {{scale[0][k], scale[1][k], scale[2][k]},
+            {rotation[0][k], rotation[1][k], rotation[2][k], rotation[3][k]},
+            length[k]};
+  }
+  Sym3<S> cov_at(int k) const {
+    return {cov[0][k], cov[1][k], cov[2][k], cov[3][k], cov[4][k], cov[5][k]};
+  }
+
+  static void put(Vec3<S> value, S (&columns)[3][kSize], int k) {
+    columns[0][k] = value.x;
+    columns[1][k] = value.y;
+    columns[2][k] = value.z;
+  }
+  static void put(const Sym3<S>& m, S (&columns)[6][kSize], int k) {
+    columns[0][k] = m.xx;
+    columns[1][k] = m.xy;
+    columns[2][k] = m.xz;
+    columns[3][k] = m.yy;
+    columns[4][k] = m.yz;
+    columns[5][k] = m.zz;
+  }
+};
+
+// Gaussians on their way to the image.
+template <typename S>
+struct Block : Gaussians<S> {
+  using Gaussians<S>::kSize;
+  int gaussian[kSize], layer[kSize];
+  alignas(64) S opacity[kSize] = {}, splat[9][kSize], radius[kSize];
+  int valid[kSize];
+
+  void push(const Walk<S>& at, int v, int i) {
+    const int k = Gaussians<S>::push(at, v);
+    gaussian[k] = i;
+    layer[k] = at.layer();
+    opacity[k] = input_opacity(at.inputs(), v, at.local());
   }
 
   // As `project_gaussian`.
   void project(const Camera<S>& camera) {
     for (int k = 0; k < kSize; ++k) {
-      const Vec3<S> p{mean[0][k], mean[1][k], mean[2][k]}, t = to_camera(camera, p);
-      const Sym3<S> m{cov[0][k], cov[1][k], cov[2][k], cov[3][k], cov[4][k], cov[5][k]};
+      const Vec3<S> p = this->mean_at(k), t = to_camera(camera, p);
+      const Sym3<S> m = this->cov_at(k);
       Splat<S> s;
       const bool on = project_beyond(camera, p, t, m, s);
       valid[k] = on & is_beyond(camera, t, m) & is_finite(opacity[k]);
@@ -227,13 +261,6 @@ struct Block {
   Splat<S> splat_of(int k) const {
     const auto f = [&](int n) { return splat[n][k]; };
     return {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), radius[k]};
-  }
-
- private:
-  static void put(Vec3<S> value, S (&columns)[3][kSize], int k) {
-    columns[0][k] = value.x;
-    columns[1][k] = value.y;
-    columns[2][k] = value.z;
   }
 };
 
@@ -275,10 +302,9 @@ bool finish_candidate(int v, const Camera<S>& camera, const Candidate<S>& candid
 
 template <typename S>
 void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
-  constexpr std::int64_t line = 64 / sizeof(S);
   const std::int64_t size = in.sh ? 3 * in.sh_rows : in.channels;
   const S* color = (in.sh ? in.sh : in.colors).at(v) + i * size;
-  for (std::int64_t at = 0; at < size; at += line) prefetch(color + at);
+  for (std::int64_t at = 0; at < size; at += kLine<S>) prefetch(color + at);
 }
 
 // Projects Gaussians [begin, end): first all shapes, then the colours of those on the image.
@@ -368,6 +394,15 @@ Vec3<S> planes_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera
   return color_backward(in, v, i, camera, mean, features, sum, grad);
 }
 
+// The gradients of the harmonics, which are most of what is written.
+template <typename S>
+void prefetch_gradients(const Walk<S>& at, int v, const InputGradients<S>& grad) {
+  if (!grad.sh) return;
+  const std::int64_t size = 3 * at.inputs().sh_rows;
+  const S* row = grad.sh.at(v) + at.local() * size;
+  for (std::int64_t k = 0; k < size; k += kLine<S>) prefetch_for_write(row + k);
+}
+
 // Adds up the tiles of Gaussian i in a fixed order; false if no pixel saw it.
 template <typename S>
 bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint32_t last, S* sum) {
@@ -381,23 +416,110 @@ bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint3
   return any;
 }
 
-// The gradients of a Gaussian that pixels saw, from what they gathered.
+// Gaussians on their way back, with what the pixels gathered of them.
+template <typename S>
+struct BlockBack : Gaussians<S> {
+  using Gaussians<S>::kSize;
+  const InputGradients<S>* grads[kSize];
+  alignas(64) S opacity[kSize] = {}, moments[kMoments][kSize] = {}, depth[kSize] = {};
+  alignas(64) S by_color[3][kSize];  // the colour's part for the mean
+  // What they hand on.
+  alignas(64) S grad_mean[3][kSize], grad_cov[6][kSize], ndc[2][kSize], grad_opacity[kSize];
+  alignas(64) S grad_scale[3][kSize], grad_rotation[4][kSize];
+  int valid[kSize];
+
+  // `blended` is the opacity that was; `sums` and `grad_depth` are what was gathered.
+  int push(const Walk<S>& at, int v, S blended, const S* sums, S grad_depth,
+           const InputGradients<S>& grad) {
+    const int k = Gaussians<S>::push(at, v);
+    grads[k] = &grad;
+    opacity[k] = blended;
+    for (int m = 0; m < kMoments; ++m) moments[m][k] = sums[m];
+    depth[k] = grad_depth;
+    return k;
+  }
+
+  template <bool Raw>
+  void find_gradients(const Camera<S> camera) {
+    for (int k = 0; k < kSize; ++k) {
+      const Vec3<S> p = this->mean_at(k), t = to_camera(camera, p);
+      const Sym3<S> m = this->cov_at(k);
+      const S gathered[kMoments] = {moments[0][k], moments[1][k], moments[2][k],
+                                    moments[3][k], moments[4][k], moments[5][k]};
+      Splat<S> s;
+      const bool on = project_beyond(camera, p, t, m, s);
+      valid[k] = on & is_beyond(camera, t, m);
+      const ProjectionGrad<S> g = projection_gradient(camera, p, m, s, gathered, depth[k]);
+      this->put(g.mean, grad_mean, k);
+      this->put(g.cov, grad_cov, k);
+      ndc[0][k] = g.ndc_x;
+      ndc[1][k] = g.ndc_y;
+      grad_opacity[k] = opacity_gradient(Raw, opacity[k], gathered);
+    }
+  }
+
+  template <bool Raw>
+  void find_shape_gradients(S modifier) {
+    for (int k = 0; k < kSize; ++k) {
+      S by_scale[3], by_rotation[4];
+      shape_gradient(this->shape_at(k), modifier, Raw, cov_gradient(k), by_scale, by_rotation);
+      for (int d = 0; d < 3; ++d) grad_scale[d][k] = by_scale[d];
+      for (int d = 0; d < 4; ++d) grad_rotation[d][k] = by_rotation[d];
+    }
+  }
+
+  Sym3<S> cov_gradient(int k) const {
+    const auto f = [&](int n) { return grad_cov[n][k]; };
+    return {f(0), f(1), f(2), f(3), f(4), f(5)};
+  }
+
+  void emit_one(int v, int k, bool has_cov) const {
+    const InputGradients<S>& grad = *grads[k];
+    const int i = this->local[k];
+    if (!valid[k]) return emit_zeros(*this->inputs[k], v, i, grad);
+    const Vec3<S> mean{grad_mean[0][k] + by_color[0][k], grad_mean[1][k] + by_color[1][k],
+                       grad_mean[2][k] + by_color[2][k]};
+    emit_projection(v, i, mean, ndc[0][k], ndc[1][k], grad_opacity[k], grad);
+    if (has_cov) return emit_covariance(v, i, cov_gradient(k), grad);
+    const S by_scale[3] = {grad_scale[0][k], grad_scale[1][k], grad_scale[2][k]};
+    const S by_rotation[4] = {grad_rotation[0][k], grad_rotation[1][k], grad_rotation[2][k],
+                              grad_rotation[3][k]};
+    emit(grad.scales, v, i, 3, by_scale);
+    emit(grad.rotations, v, i, 4, by_rotation);
+  }
+
+  // Emits what the Gaussians hand on, as `gaussian_backward`, and is empty again.
+  void finish(const Inputs<S>& in, int v, const Camera<S>& camera) {
+    if (this->count == 0) return;
+    const bool has_cov = bool(this->inputs[0]->cov3d);
+    if (!has_cov) this->find_covariances(in.scale_modifier);
+    if (in.raw) {
+      find_gradients<true>(camera);
+      if (!has_cov) find_shape_gradients<true>(in.scale_modifier);
+    } else {
+      find_gradients<false>(camera);
+      if (!has_cov) find_shape_gradients<false>(in.scale_modifier);
+    }
+    for (int k = 0; k < this->count; ++k) emit_one(v, k, has_cov);
+    this->count = 0;
+  }
+};
+
+// Takes a Gaussian that pixels saw, from what they gathered: its planes now, all else in blocks.
 template <typename S>
 void splat_backward(const Walk<S>& at, int v, const Camera<S>& camera, const S* record,
-                    const S* sum, const Wanted& wanted, const InputGradients<S>& grad) {
+                    const S* sum, const Wanted& wanted, const InputGradients<S>& grad,
+                    BlockBack<S>& block) {
   const Inputs<S>& in = at.inputs();
   const int i = at.local();
   const S* by_feature = sum + (wanted.moments ? kMoments : 0);
-  const auto by_planes = [&](Vec3<S> mean) {
-    return planes_backward(in, v, i, camera, mean, record + kGeometry, by_feature, wanted, grad);
-  };
-  if (wanted.moments) {
-    const bool has_depth = wanted.end > in.depth_feature();
-    const S grad_depth = has_depth ? by_feature[in.depth_feature()] : S(0);
-    gaussian_backward(in, v, i, camera, record[kOpacity], sum, grad_depth, grad, by_planes);
-  } else {
-    by_planes(input_mean(in, v, i));
-  }
+  const Vec3<S> by_color = planes_backward(in, v, i, camera, input_mean(in, v, i),
+                                           record + kGeometry, by_feature, wanted, grad);
+  if (!wanted.moments) return;
+  const bool has_depth = wanted.end > in.depth_feature();
+  const S grad_depth = has_depth ? by_feature[in.depth_feature()] : S(0);
+  const int k = block.push(at, v, record[kOpacity], sum, grad_depth, grad);
+  block.put(by_color, block.by_color, k);
 }
 
 }  // namespace
@@ -414,22 +536,33 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
     S* sum = sums.data() + std::size_t(pairs.stride) * worker;
     const int begin = chunk * kChunk, end = std::min(n, begin + kChunk);
     Walk<S> at(in, begin), next(in, begin);
+    BlockBack<S> block;
     for (int i = begin; i < end; ++i) {
       at.to(i);
-      constexpr int ahead = 8;
-      if (i + ahead < end && state.first_slot[i + ahead] < state.first_slot[i + ahead + 1]) {
+      constexpr int ahead = 16;
+      if (i + ahead < end) {
         next.to(i + ahead);
+        const InputGradients<S>& g = grads[next.part()];
+        if (g.sh) {
+          const std::int64_t size = 3 * next.inputs().sh_rows;
+          const S* to = g.sh.at(v) + next.local() * size;
+          for (std::int64_t k = 0; k < size; k += 64 / sizeof(S)) __builtin_prefetch(to + k, 1);
+        }
+      }
+      if (i + ahead < end && state.first_slot[i + ahead] < state.first_slot[i + ahead + 1]) {
         if (wanted.first == 0) prefetch_color(next.inputs(), v, next.local());
         prefetch(state.records.data() + std::size_t(i + ahead) * state.record_stride);
       }
       const InputGradients<S>& grad = grads[at.part()];
       if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum)) {
         const S* record = state.records.data() + std::size_t(i) * state.record_stride;
-        splat_backward(at, v, camera, record, sum, wanted, grad);
+        splat_backward(at, v, camera, record, sum, wanted, grad, block);
+        if (block.count == BlockBack<S>::kSize) block.finish(in, v, camera);
       } else {
         emit_zeros(at.inputs(), v, at.local(), grad);
       }
     }
+    block.finish(in, v, camera);
   });
 }
 

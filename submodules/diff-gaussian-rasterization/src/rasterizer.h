@@ -147,6 +147,14 @@ NATIVE_INLINE void prefetch(const void* address) {
 #endif
 }
 
+NATIVE_INLINE void prefetch_for_write(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 1);
+#else
+  (void)address;
+#endif
+}
+
 constexpr std::uint32_t kAhead = 6;  // records are scattered: fetched this many pairs ahead
 
 }  // namespace gr

@@ -296,20 +296,54 @@ GR_HD Vec3<S> color_backward(const Inputs<S>& in, int v, std::int64_t i, const C
                            grad.sh.adds(v), out);
 }
 
+// The gradients of a Gaussian's projection from what the pixels gathered: the moments, dL/d(depth).
+template <typename S>
+GR_HD ProjectionGrad<S> projection_gradient(const Camera<S>& camera, Vec3<S> mean,
+                                            const Sym3<S>& cov, const Splat<S>& splat,
+                                            const S* moments, S grad_depth) {
+  SplatGrad<S> g = splat_gradient(splat, moments);
+  g.depth = grad_depth;
+  return project_backward(camera, mean, cov, splat, g);
+}
+
+// The gradient of the opacity that was given; `opacity` is the one that was blended.
+template <typename S>
+GR_HD S opacity_gradient(bool raw, S opacity, const S* moments) {
+  return raw ? moments[0] * (S(1) - opacity) : moments[0] / opacity;
+}
+
+template <typename S>
+GR_HD void emit_projection(int v, std::int64_t i, Vec3<S> grad_mean, S ndc_x, S ndc_y,
+                           S grad_opacity, const InputGradients<S>& grad) {
+  const S by_mean[3] = {grad_mean.x, grad_mean.y, grad_mean.z};
+  const S by_ndc[3] = {ndc_x, ndc_y, S(0)};
+  emit(grad.means, v, i, 3, by_mean);
+  emit(grad.means2d, v, i, 3, by_ndc);
+  emit(grad.opacities, v, i, 1, &grad_opacity);
+}
+
+template <typename S>
+GR_HD void emit_covariance(int v, std::int64_t i, const Sym3<S>& g,
+                           const InputGradients<S>& grad) {
+  const S values[6] = {g.xx, S(2) * g.xy, S(2) * g.xz, g.yy, S(2) * g.yz, g.zz};
+  emit(grad.cov3d, v, i, 6, values);
+}
+
+// From the gradient of the covariance to those of the scales and the quaternion that were given.
+template <typename S>
+GR_HD void shape_gradient(const Shape<S>& shape, S modifier, bool raw, const Sym3<S>& g,
+                          S* grad_scale, S* grad_rotation) {
+  covariance_3d_backward(shape.scale, shape.rotation, modifier, g, grad_scale, grad_rotation);
+  if (raw) activation_backward(shape, grad_scale, grad_rotation);
+}
+
 template <typename S>
 GR_HD void shape_backward(const Inputs<S>& in, int v, std::int64_t i, const Sym3<S>& g,
                           const InputGradients<S>& grad) {
-  if (in.cov3d) {
-    const S values[6] = {g.xx, S(2) * g.xy, S(2) * g.xz, g.yy, S(2) * g.yz, g.zz};
-    emit(grad.cov3d, v, i, 6, values);
-    return;
-  }
+  if (in.cov3d) return emit_covariance(v, i, g, grad);
   if (!grad.scales && !grad.rotations) return;
   S grad_scale[3], grad_rotation[4];
-  const Shape<S> shape = input_shape(in, v, i);
-  covariance_3d_backward(shape.scale, shape.rotation, in.scale_modifier, g, grad_scale,
-                         grad_rotation);
-  if (in.raw) activation_backward(shape, grad_scale, grad_rotation);
+  shape_gradient(input_shape(in, v, i), in.scale_modifier, in.raw, g, grad_scale, grad_rotation);
   emit(grad.scales, v, i, 3, grad_scale);
   emit(grad.rotations, v, i, 4, grad_rotation);
 }
@@ -325,16 +359,10 @@ GR_HD void gaussian_backward(const Inputs<S>& in, int v, std::int64_t i, const C
   const Sym3<S> cov = input_covariance(in, v, i);
   Splat<S> splat;
   if (!project(camera, mean, cov, splat)) return emit_zeros(in, v, i, grad);
-  SplatGrad<S> g = splat_gradient(splat, moments);
-  g.depth = grad_depth;
-  const ProjectionGrad<S> p = project_backward(camera, mean, cov, splat, g);
-  const Vec3<S> total = p.mean + by_color(mean);
-  const S grad_mean[3] = {total.x, total.y, total.z};
-  const S grad_ndc[3] = {p.ndc_x, p.ndc_y, S(0)};
-  const S grad_opacity = in.raw ? moments[0] * (S(1) - opacity) : moments[0] / opacity;
-  emit(grad.means, v, i, 3, grad_mean);
-  emit(grad.means2d, v, i, 3, grad_ndc);
-  emit(grad.opacities, v, i, 1, &grad_opacity);
+  const ProjectionGrad<S> p =
+      projection_gradient(camera, mean, cov, splat, moments, grad_depth);
+  emit_projection(v, i, p.mean + by_color(mean), p.ndc_x, p.ndc_y,
+                  opacity_gradient(in.raw, opacity, moments), grad);
   shape_backward(in, v, i, p.cov, grad);
 }
 
