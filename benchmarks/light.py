@@ -1,8 +1,10 @@
 """What this machine can do at most, in the same run: bytes and multiplications a second.
 
 Bandwidth is that of copying far more than the caches hold, reads and writes together; the peak is
-that of a large float32 matrix product. Both are the best of several runs: what a busy machine
-takes away from one is not what it can do. Others divide by them for a time (`light_ms`) that no
+that of float32 multiply-adds of registers with the widest vectors in use, which no library's matrix
+product need reach (on a processor with AVX-512, one of a library that uses AVX2 reaches less than
+half). Both are the best of several runs: what a busy machine takes away from one is not what it can
+do. Others divide by them for a time (`light_ms`) that no
 code could beat here while its data comes from memory, and print the measured time as a multiple of
 it (`of_light`). Cases of a few megabytes may stay in the caches, which are faster.
 """
@@ -15,8 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from diff_gaussian_rasterization import _native
+
 COPIED_MIB = 256
-PRODUCT = 2048  # rows and columns of the matrices
+MULTIPLY_ADDS = 200_000_000
 RUNS = 7
 
 
@@ -38,11 +42,11 @@ def bandwidth(mib: int = COPIED_MIB) -> float:
     return 2 * size_of([source]) / best_seconds(lambda: target.copy_(source))
 
 
-def multiply_add_peak(size: int = PRODUCT) -> float:
-    """Floating-point operations per second, two to a multiply-add, on torch's threads."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    product = torch.empty(size, size)
-    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b, out=product))
+def multiply_add_peak(count: int = MULTIPLY_ADDS) -> float:
+    """Operations per second, two to a multiply-add: that of one thread times torch's threads."""
+    work = _native.BareWork.multiply_add
+    best = min(_native.bare_kernel_ns(count, work) for _ in range(RUNS))
+    return 2e9 / best * torch.get_num_threads()
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

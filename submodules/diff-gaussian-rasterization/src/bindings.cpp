@@ -242,8 +242,10 @@ NB_MODULE(_native, m) {
   nb::enum_<gr::BareWork>(m, "BareWork")
       .value("look", gr::BareWork::kLook)
       .value("blend", gr::BareWork::kBlend)
-      .value("gather", gr::BareWork::kGather);
+      .value("gather", gr::BareWork::kGather)
+      .value("multiply_add", gr::BareWork::kMultiplyAdd);
   m.def("bare_kernel_ns", gr::levels().kernels().bare_kernel_ns, nb::arg("pairs"), nb::arg("work"),
         nb::call_guard<nb::gil_scoped_release>(),
-        "For benchmarks: one thread's nanoseconds per (pixel, splat) pair, the arithmetic alone.");
+        "For benchmarks: one thread's nanoseconds per (pixel, splat) pair, the arithmetic alone;\n"
+        "per multiplication and addition for `multiply_add`.");
 }

@@ -227,6 +227,25 @@ double time_rows(std::int64_t pairs) {
   return spent.count() / (double(at_once) * double(turns));
 }
 
+// Multiply-adds of registers that do not wait for each other.
+double time_multiply_adds(std::int64_t count) {
+  constexpr int chains = 12;  // twice the latency of one, times those begun in a cycle
+  B sums[chains];
+  for (int c = 0; c < chains; ++c) sums[c] = broadcast(0.1f * c, B());
+  const B factor = broadcast(0.5f, B()), addend = broadcast(0.25f, B());
+  const std::int64_t turns = std::max<std::int64_t>(1, count / (chains * B::lanes));
+  const auto start = std::chrono::steady_clock::now();
+  for (std::int64_t turn = 0; turn < turns; ++turn) {
+    for (B& sum : sums) sum = fma(sum, factor, addend);
+  }
+  const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
+  B total = sums[0];
+  for (int c = 1; c < chains; ++c) total = total + sums[c];
+  volatile float kept = sum(total);
+  (void)kept;
+  return spent.count() / (double(turns) * chains * B::lanes);
+}
+
 }  // namespace
 
 template <typename S>
@@ -247,6 +266,7 @@ template PairCounts count_pairs(const Inputs<double>&, const ViewState<double>&,
 double bare_kernel_ns(std::int64_t pairs, BareWork work) {
   if (work == BareWork::kLook) return time_rows<LookRow>(pairs);
   if (work == BareWork::kBlend) return time_rows<BlendRow>(pairs);
+  if (work == BareWork::kMultiplyAdd) return time_multiply_adds(pairs);
   return time_rows<GatherRow>(pairs);
 }
 

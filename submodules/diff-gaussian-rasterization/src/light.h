@@ -20,6 +20,7 @@ enum class BareWork {
   kLook,    // alpha, and its comparison with 1/255
   kBlend,   // the same, and the blending of four features
   kGather,  // the same as kLook, and the gradients of three features and of alpha
+  kMultiplyAdd,  // not of a pair: one multiplication and addition
 };
 
 }  // namespace gr

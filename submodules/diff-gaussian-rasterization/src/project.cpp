@@ -156,6 +156,7 @@ struct Candidate {
   const Inputs<S>* inputs;  // where its tensors are
   int local;                // its row in them
   S opacity;
+  Vec3<S> offset;           // from the camera
   Splat<S> splat;
   TileRect rect;
 };
@@ -281,27 +282,71 @@ int find_candidates(const Inputs<S>& in, const Camera<S>& camera, bool has_cov, 
     c.inputs = block.inputs[k];
     c.local = block.local[k];
     c.opacity = block.opacity[k];
+    c.offset = block.mean_at(k) - camera.position;
     ++count;
   }
   block.count = 0;
   return count;
 }
 
-// Writes the record of a candidate; false if a feature is not finite.
+// The basis of the harmonics in the directions of several candidates, as arrays.
 template <typename S>
-bool finish_candidate(int v, const Camera<S>& camera, const Candidate<S>& candidate, S* record) {
+struct Harmonics {
+  static constexpr int kSize = 64;
+  alignas(64) S x[kSize] = {}, y[kSize] = {}, z[kSize] = {};
+  alignas(64) S basis[kMaxShCoefficients][kSize];
+
+  void find(int degree, const Candidate<S>* candidates, int count) {
+    for (int k = 0; k < count; ++k) {
+      x[k] = candidates[k].offset.x;
+      y[k] = candidates[k].offset.y;
+      z[k] = candidates[k].offset.z;
+    }
+    if (degree <= 0) return find_of<0>();
+    if (degree == 1) return find_of<1>();
+    if (degree == 2) return find_of<2>();
+    find_of<3>();
+  }
+
+ private:
+  template <int Degree>
+  void find_of() {
+    for (int k = 0; k < kSize; ++k) {
+      S inv_length;
+      const Vec3<S> d = normalized(Vec3<S>{x[k], y[k], z[k]}, inv_length);
+      sh_basis_each(Degree, d, [&](int j, S value) { basis[j][k] = value; });
+    }
+  }
+};
+
+// The colour of candidate k of those that `harmonics` has; false if a channel is not finite.
+template <typename S>
+bool candidate_color(const Inputs<S>& in, int v, int i, const Harmonics<S>& harmonics, int k,
+                     S* features) {
+  if (!in.sh) return copy_features(in.colors.at(v) + i * in.channels, in.channels, features);
+  const S* sh = in.sh.at(v) + std::int64_t(i) * in.sh_rows * 3;
+  const S* basis = &harmonics.basis[0][k];
+  return clamp_color(sh_sum(in.sh_degree, basis, Harmonics<S>::kSize, sh), features);
+}
+
+// Writes the record of a candidate, number k of those that `harmonics` has; false if a feature is
+// not finite.
+template <typename S>
+bool finish_candidate(int v, const Candidate<S>& candidate, const Harmonics<S>& harmonics, int k,
+                      S* record) {
   const Inputs<S>& in = *candidate.inputs;
   const int i = candidate.local;
   S* features = record + kGeometry;
-  if (!color_features(in, v, i, camera, input_mean(in, v, i), features)) return false;
+  if (!candidate_color(in, v, i, harmonics, k, features)) return false;
   if (!further_features(in, v, i, candidate.splat.depth, features)) return false;
   geometry_record(candidate.splat, candidate.opacity, record);
   record[kPlane] = in.shared ? S(candidate.layer * in.features()) : S(0);
   return true;
 }
 
+// Inline: GCC leaves out calls of a function that does nothing but fetch.
 template <typename S>
-void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
+NATIVE_INLINE void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
   const std::int64_t size = in.sh ? 3 * in.sh_rows : in.channels;
   const S* color = (in.sh ? in.sh : in.colors).at(v) + i * size;
   for (std::int64_t at = 0; at < size; at += kLine<S>) prefetch(color + at);
@@ -326,14 +371,18 @@ void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>&
     count = find_candidates(in, camera, bool(at.inputs().cov3d), block, found, count);
   }
   TileLister<S> tiles(in.tiles_x(), touches);
+  Harmonics<S> harmonics;
   int drawn = 0;
   for (int c = 0; c < count; ++c) {
-    constexpr int ahead = 4;
+    constexpr int ahead = 8, size = Harmonics<S>::kSize;
+    if (c % size == 0 && at.inputs().sh) {
+      harmonics.find(in.sh_degree, found + c, std::min(size, count - c));
+    }
     if (c + ahead < count) prefetch_color(*found[c + ahead].inputs, v, found[c + ahead].local);
     const Candidate<S>& candidate = found[c];
     const int i = candidate.gaussian;
     S* record = state.records.data() + std::size_t(i) * state.record_stride;
-    if (!finish_candidate(v, camera, candidate, record)) continue;
+    if (!finish_candidate(v, candidate, harmonics, c % size, record)) continue;
     radii[i] = static_cast<std::int32_t>(candidate.splat.radius);
     depths[i] = candidate.splat.depth;
     const int stack = in.shared ? 0 : candidate.layer;
@@ -394,9 +443,9 @@ Vec3<S> planes_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera
   return color_backward(in, v, i, camera, mean, features, sum, grad);
 }
 
-// The gradients of the harmonics, which are most of what is written.
+// The gradients of the harmonics, which are most of what is written. Inline as `prefetch_color`.
 template <typename S>
-void prefetch_gradients(const Walk<S>& at, int v, const InputGradients<S>& grad) {
+NATIVE_INLINE void prefetch_gradients(const Walk<S>& at, int v, const InputGradients<S>& grad) {
   if (!grad.sh) return;
   const std::int64_t size = 3 * at.inputs().sh_rows;
   const S* row = grad.sh.at(v) + at.local() * size;

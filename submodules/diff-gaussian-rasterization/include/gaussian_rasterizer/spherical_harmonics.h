@@ -27,30 +27,36 @@ constexpr double kSh3_6 = -0.5900435899266435;
 
 GR_HD constexpr int sh_coefficients(int degree) { return (degree + 1) * (degree + 1); }
 
-// Basis values at the unit direction d; fills the first (degree+1)^2 entries.
-template <typename S>
-GR_HD void sh_basis(int degree, Vec3<S> d, S* basis) {
+// Calls put(j, value) for the basis values j < (degree+1)^2 at the unit direction d.
+template <typename S, typename Put>
+GR_HD void sh_basis_each(int degree, Vec3<S> d, const Put& put) {
   const S x = d.x, y = d.y, z = d.z;
-  basis[0] = S(kSh0);
+  put(0, S(kSh0));
   if (degree < 1) return;
-  basis[1] = -S(kSh1) * y;
-  basis[2] = S(kSh1) * z;
-  basis[3] = -S(kSh1) * x;
+  put(1, -S(kSh1) * y);
+  put(2, S(kSh1) * z);
+  put(3, -S(kSh1) * x);
   if (degree < 2) return;
   const S xx = x * x, yy = y * y, zz = z * z;
-  basis[4] = S(kSh2_0) * x * y;
-  basis[5] = S(kSh2_1) * y * z;
-  basis[6] = S(kSh2_2) * (S(2) * zz - xx - yy);
-  basis[7] = S(kSh2_3) * x * z;
-  basis[8] = S(kSh2_4) * (xx - yy);
+  put(4, S(kSh2_0) * x * y);
+  put(5, S(kSh2_1) * y * z);
+  put(6, S(kSh2_2) * (S(2) * zz - xx - yy));
+  put(7, S(kSh2_3) * x * z);
+  put(8, S(kSh2_4) * (xx - yy));
   if (degree < 3) return;
-  basis[9] = S(kSh3_0) * y * (S(3) * xx - yy);
-  basis[10] = S(kSh3_1) * x * y * z;
-  basis[11] = S(kSh3_2) * y * (S(4) * zz - xx - yy);
-  basis[12] = S(kSh3_3) * z * (S(2) * zz - S(3) * xx - S(3) * yy);
-  basis[13] = S(kSh3_4) * x * (S(4) * zz - xx - yy);
-  basis[14] = S(kSh3_5) * z * (xx - yy);
-  basis[15] = S(kSh3_6) * x * (xx - S(3) * yy);
+  put(9, S(kSh3_0) * y * (S(3) * xx - yy));
+  put(10, S(kSh3_1) * x * y * z);
+  put(11, S(kSh3_2) * y * (S(4) * zz - xx - yy));
+  put(12, S(kSh3_3) * z * (S(2) * zz - S(3) * xx - S(3) * yy));
+  put(13, S(kSh3_4) * x * (S(4) * zz - xx - yy));
+  put(14, S(kSh3_5) * z * (xx - yy));
+  put(15, S(kSh3_6) * x * (xx - S(3) * yy));
+}
+
+// The same into the first (degree+1)^2 entries.
+template <typename S>
+GR_HD void sh_basis(int degree, Vec3<S> d, S* basis) {
+  sh_basis_each(degree, d, [basis](int j, S value) { basis[j] = value; });
 }
 
 // Gradient by the unit direction of sum_j weight[j] * basis[j](d).
@@ -91,17 +97,31 @@ GR_HD Vec3<S> normalized(Vec3<S> v, S& inv_length) {
 
 // The degree is a constant inside, so that a GPU's compiler keeps the basis in registers.
 
-// RGB seen from `offset` = mean - camera position, before the clamp at 0: 0.5 + sum_j basis_j sh_j.
+// RGB before the clamp at 0: 0.5 + sum_j basis_j sh_j; basis values are `stride` apart.
+template <int Degree, typename S>
+GR_HD Vec3<S> sh_sum_of(const S* basis, int stride, const S* sh) {
+  Vec3<S> rgb{S(0.5), S(0.5), S(0.5)};
+  GR_UNROLL
+  for (int j = 0; j < sh_coefficients(Degree); ++j) {
+    rgb = rgb + basis[j * stride] * Vec3<S>{sh[3 * j], sh[3 * j + 1], sh[3 * j + 2]};
+  }
+  return rgb;
+}
+
+template <typename S>
+GR_HD Vec3<S> sh_sum(int degree, const S* basis, int stride, const S* sh) {
+  if (degree <= 0) return sh_sum_of<0>(basis, stride, sh);
+  if (degree == 1) return sh_sum_of<1>(basis, stride, sh);
+  if (degree == 2) return sh_sum_of<2>(basis, stride, sh);
+  return sh_sum_of<3>(basis, stride, sh);
+}
+
+// The same seen from `offset` = mean - camera position.
 template <int Degree, typename S>
 GR_HD Vec3<S> sh_color_of(Vec3<S> offset, const S* sh) {
   S basis[kMaxShCoefficients], inv_length;
   sh_basis(Degree, normalized(offset, inv_length), basis);
-  Vec3<S> rgb{S(0.5), S(0.5), S(0.5)};
-  GR_UNROLL
-  for (int j = 0; j < sh_coefficients(Degree); ++j) {
-    rgb = rgb + basis[j] * Vec3<S>{sh[3 * j], sh[3 * j + 1], sh[3 * j + 2]};
-  }
-  return rgb;
+  return sh_sum_of<Degree>(basis, 1, sh);
 }
 
 template <typename S>
