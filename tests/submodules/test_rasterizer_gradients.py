@@ -104,6 +104,27 @@ def test_gradients_where_pixels_stop_and_alpha_is_capped_match_the_twin():
     assert_gradients_match_twin(gaussians, random_cameras(dtype=torch.float64), torch.float64)
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 128, 130, 600])
+def test_lists_around_the_sizes_of_a_batch_match_the_twin(count):
+    """Kernels take splats of a tile, and Gaussians of a chunk, 64 at a time."""
+    gaussians = random_gaussians(count, dtype=torch.float64, channels=3)
+    with torch.no_grad():
+        gaussians["opacities"].mul_(0.05)  # no pixel stops
+        gaussians["scales"].mul_(4)
+    cameras = random_cameras(width=16, height=16, dtype=torch.float64)
+    assert_gradients_match_twin(gaussians, cameras, torch.float64)
+    # Other kernels: nothing is kept for gradients, and only those of the colours are gathered.
+    frozen = {name: t.detach() for name, t in gaussians.items()}
+    image = rasterize(**frozen, **cameras).color
+    assert relative_error(image, reference.rasterize(**frozen, **cameras).color) <= 1e-12
+    leaf = {"colors": frozen.pop("colors").requires_grad_()}
+    by_color = [
+        torch.autograd.grad(image_loss(draw(**frozen, **leaf, **cameras)), leaf["colors"])[0]
+        for draw in (rasterize, reference.rasterize)
+    ]
+    assert relative_error(*by_color) <= TOLERANCE[torch.float64]
+
+
 def test_gradients_outside_the_frustum_margin_match_the_twin():
     gaussians = random_gaussians(60, dtype=torch.float64)
     with torch.no_grad():

@@ -123,7 +123,7 @@ struct Sums {
 };
 
 // Gathers the splats of `bits` over the pack g of row y, from back to front; returns those that
-// were drawn. K as in the forward pass, `count` the number of features.
+// were drawn. K as in the forward pass.
 template <typename S, int K, bool Moments>
 std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileBack<S>& tile,
                           int y, int g, const Sums<S, Moments>& sums) {
@@ -147,7 +147,8 @@ std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileB
       const P raw = few.raw[j];
       const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
                               at_least(last, broadcast(batch.place[i], P())));
-      drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);  // to branch on it is slower
+      // To branch on it is slower. (kNone, which is nowhere drawn, counts as 0.)
+      drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);
       const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
       const P inverse = one / (one - alpha);
       t = t * inverse;
@@ -202,8 +203,8 @@ void finish_splat(const Pack<S>* sums, S x, int count, S* out) {
 // Gathers the staged splats, the first of which is at position `top` of the tile's list; returns
 // those that were drawn.
 template <typename S, int K, bool Moments>
-std::uint64_t gather_batch(Batch<S>& batch, int top, int count,
-                           const TileBack<S>& tile, const Sums<S, Moments>& sums) {
+std::uint64_t gather_batch(Batch<S>& batch, int top, int count, const TileBack<S>& tile,
+                           const Sums<S, Moments>& sums) {
   std::uint64_t drawn = 0;
   for (int y = 0; y < kTile; ++y) {
     const int behind = std::max(0, top - static_cast<int>(tile.row_last[y]));
@@ -264,8 +265,7 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
     Batch<S>& batch = batches[worker];
     batch.start(memory.data() + per_thread * worker, count);
     TileBack<S> tile(batch.features + staged, kernel.state.last.data() + kept);
-    Sums<S, Moments> sums{packs.data() + Sums<S, Moments>::size(count) * worker,
-                          count};
+    Sums<S, Moments> sums{packs.data() + Sums<S, Moments>::size(count) * worker, count};
     sums.start(kBatch + 1);
     const int end = kernel.start(stack, tx, ty, tile, kernel.state.transmittance.data() + kept);
     gather_tile<S, K, Moments>(kernel, tx, ty, first, end, batch, tile, sums, pairs);
