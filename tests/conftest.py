@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import utils.threads  # noqa: F401  isort: skip  (before torch)
@@ -16,9 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One torch thread for each pytest-xdist worker: workers do not fight over the cores."""
+    """One torch thread for each pytest-xdist worker, and Ctrl-C as in a terminal.
+
+    With several threads, workers would fight over the cores. Shells start what runs in the
+    background with SIGINT ignored, and programs inherit that: those that the tests interrupt would
+    go on for ever.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
