@@ -4,9 +4,9 @@ Bandwidth is that of copying far more than the caches hold, reads and writes tog
 that of float32 multiply-adds of registers with the widest vectors in use, which no library's matrix
 product need reach (on a processor with AVX-512, one of a library that uses AVX2 reaches less than
 half). Both are the best of several runs: what a busy machine takes away from one is not what it can
-do. Others divide by them for a time (`light_ms`) that no
-code could beat here while its data comes from memory, and print the measured time as a multiple of
-it (`of_light`). Cases of a few megabytes may stay in the caches, which are faster.
+do. Others divide by them for a time (`light_ms`) that no code could beat here while its data comes
+from memory, and print the measured time as a multiple of it (`of_light`). Cases of a few megabytes
+may stay in the caches, which are faster.
 """
 
 from __future__ import annotations

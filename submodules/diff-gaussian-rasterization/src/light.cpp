@@ -229,7 +229,7 @@ double time_rows(std::int64_t pairs) {
 
 // Multiply-adds of registers that do not wait for each other.
 double time_multiply_adds(std::int64_t count) {
-  constexpr int chains = 12;  // twice the latency of one, times those begun in a cycle
+  constexpr int chains = 12;  // more than the cycles of one times those begun in a cycle
   B sums[chains];
   for (int c = 0; c < chains; ++c) sums[c] = broadcast(0.1f * c, B());
   const B factor = broadcast(0.5f, B()), addend = broadcast(0.25f, B());

@@ -17,9 +17,9 @@ struct PairCounts {
 };
 
 enum class BareWork {
-  kLook,    // alpha, and its comparison with 1/255
-  kBlend,   // the same, and the blending of four features
-  kGather,  // the same as kLook, and the gradients of three features and of alpha
+  kLook,         // alpha, and its comparison with 1/255
+  kBlend,        // the same, and the blending of four features
+  kGather,       // the same as kLook, and the gradients of three features and of alpha
   kMultiplyAdd,  // not of a pair: one multiplication and addition
 };
 

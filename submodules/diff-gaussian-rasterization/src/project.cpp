@@ -488,6 +488,8 @@ struct BlockBack : Gaussians<S> {
     return k;
   }
 
+  // The compiler makes vectors of this loop and the next only if it need not fear that the camera
+  // is written to (hence a copy), and if nothing in them branches (hence Raw).
   template <bool Raw>
   void find_gradients(const Camera<S> camera) {
     for (int k = 0; k < kSize; ++k) {
