@@ -202,6 +202,19 @@ def test_gradients_do_not_depend_on_which_are_wanted(wanted, layering):
         assert torch.equal(gradient, every[name]), name
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("channels", [None, 5, 6, 11])
+@pytest.mark.parametrize("extras", [1, 3])
+def test_features_alone_have_the_gradients_that_they_have_beside_all(extras, channels, shared):
+    gaussians, cameras = scene(extras, channels=channels)
+    layers = dict(layers=(25, 40, 15), shared_transmittance=shared)
+    _, every = render_with_gradients(rasterize, gaussians, cameras, **layers)
+    frozen = {n: t if n == "features" else t.detach() for n, t in gaussians.items()}
+    out = rasterize(**frozen, **cameras, **layers)
+    (gradient,) = torch.autograd.grad(image_loss(out), [frozen["features"]])
+    assert torch.equal(gradient, every["features"])
+
+
 @pytest.mark.parametrize("parts_", ["color", "depth", "alpha", "alpha depth"])
 @pytest.mark.parametrize("layering", LAYERINGS)
 def test_images_without_a_gradient_count_for_nothing(parts_, layering):

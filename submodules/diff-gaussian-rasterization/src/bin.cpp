@@ -15,36 +15,31 @@ constexpr int kRadixBits = 11;
 constexpr int kRadix = 1 << kRadixBits;
 constexpr int kSegment = 4096;  // splats below which a second thread is not worth its waking
 
-struct KeyIndex {
-  std::uint32_t key, index;
-};
-
-using Indices = std::vector<std::uint32_t>;
-
-// Drawn splats among [begin, end) in the order of their index.
-template <typename S>
-void list_drawn(const ViewState<S>& state, int begin, int end, Indices& order) {
-  order.reserve(end - begin);
-  for (int i = begin; i < end; ++i) {
-    if (state.first_slot[i + 1] > state.first_slot[i]) order.push_back(i);
-  }
-}
-
 int segments_of(std::size_t count, int threads) {
   return std::min<int>(threads, 1 + int(count / kSegment));
 }
 
+// Joins the drawn splats of all chunks, in ascending order.
 template <typename S>
-Indices list_all_drawn(int gaussians, int threads, const ViewState<S>& state) {
-  const int segments = segments_of(gaussians, threads);
-  const auto begin = [&](int s) { return int(std::int64_t(gaussians) * s / segments); };
-  std::vector<Indices> parts(segments);
-  parallel_for(segments, threads,
-               [&](int s, int) { list_drawn(state, begin(s), begin(s + 1), parts[s]); });
-  Indices all = std::move(parts[0]);
-  for (int s = 1; s < segments; ++s) all.insert(all.end(), parts[s].begin(), parts[s].end());
-  return all;
+void join_drawn(int chunks, int threads, Projected<S>& projected) {
+  std::vector<std::uint32_t> first(chunks + 1, 0);
+  for (int c = 0; c < chunks; ++c) first[c + 1] = first[c] + projected.drawn_count[c];
+  projected.items.resize(first[chunks]);
+  projected.spare.resize(first[chunks]);
+  projected.order.resize(first[chunks]);
+  parallel_for(chunks, threads, [&](int c, int) {
+    const Drawn<S>* from = projected.drawn.data() + std::size_t(c) * kChunk;
+    std::copy_n(from, projected.drawn_count[c], projected.items.data() + first[c]);
+  });
 }
+
+// A stretch of what is sorted: the memory that it needs.
+template <typename S>
+struct Stretch {
+  Drawn<S>*items, *spare;
+  std::uint32_t *order, *digits;  // digits: kRadix for each segment
+  std::size_t count;
+};
 
 // From the counts per (segment, digit) to the place of each segment's first item of each digit.
 void place_digits(int segments, std::uint32_t* start) {
@@ -54,92 +49,84 @@ void place_digits(int segments, std::uint32_t* start) {
   }
 }
 
+int digit_of(float depth, int pass) {
+  std::uint32_t key;
+  std::memcpy(&key, &depth, sizeof key);
+  return (key >> (pass * kRadixBits)) & (kRadix - 1);
+}
+
 // Stable least-significant-digit radix sort; depths are positive, so their bits sort as integers.
 // Segments keep their order, so that the result is the same for any number of threads.
-void sort_by_depth(const Buffer<float>& depths, int threads, Indices& order) {
-  const std::size_t count = order.size();
-  const int segments = segments_of(count, threads);
-  const auto begin = [&](int segment) { return count * segment / segments; };
-  std::vector<KeyIndex> items(count), spare(count);
-  std::vector<std::uint32_t> starts(std::size_t(segments) * kRadix);
+void sort_by_depth(Stretch<float> s, int segments, int threads) {
+  const auto begin = [&](int segment) { return s.count * segment / segments; };
   for (int pass = 0; pass < 3; ++pass) {
-    const int shift = pass * kRadixBits;
-    parallel_for(segments, threads, [&](int s, int) {
-      std::uint32_t* histogram = starts.data() + std::size_t(s) * kRadix;
+    parallel_for(segments, threads, [&](int segment, int) {
+      std::uint32_t* histogram = s.digits + std::size_t(segment) * kRadix;
       std::fill_n(histogram, kRadix, 0);
-      for (std::size_t k = begin(s); k < begin(s + 1); ++k) {
-        if (pass == 0) {
-          items[k].index = order[k];
-          std::memcpy(&items[k].key, &depths[order[k]], sizeof items[k].key);
-        }
-        ++histogram[(items[k].key >> shift) & (kRadix - 1)];
+      for (std::size_t k = begin(segment); k < begin(segment + 1); ++k) {
+        ++histogram[digit_of(s.items[k].depth, pass)];
       }
     });
-    place_digits(segments, starts.data());
-    parallel_for(segments, threads, [&](int s, int) {
-      std::uint32_t* start = starts.data() + std::size_t(s) * kRadix;
-      for (std::size_t k = begin(s); k < begin(s + 1); ++k) {
-        const std::uint32_t at = start[(items[k].key >> shift) & (kRadix - 1)]++;
+    place_digits(segments, s.digits);
+    parallel_for(segments, threads, [&](int segment, int) {
+      std::uint32_t* start = s.digits + std::size_t(segment) * kRadix;
+      for (std::size_t k = begin(segment); k < begin(segment + 1); ++k) {
+        const std::uint32_t at = start[digit_of(s.items[k].depth, pass)]++;
         if (pass == 2) {
-          order[at] = items[k].index;
+          s.order[at] = s.items[k].gaussian;
         } else {
-          spare[at] = items[k];
+          s.spare[at] = s.items[k];
         }
       }
     });
-    items.swap(spare);
+    std::swap(s.items, s.spare);
   }
 }
 
-void sort_by_depth(const Buffer<double>& depths, int, Indices& order) {
-  std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-    return depths[a] < depths[b];
+void sort_by_depth(Stretch<double> s, int, int) {
+  std::stable_sort(s.items, s.items + s.count, [](const Drawn<double>& a, const Drawn<double>& b) {
+    return a.depth < b.depth;
   });
+  for (std::size_t k = 0; k < s.count; ++k) s.order[k] = s.items[k].gaussian;
 }
 
-// The drawn splats stack by stack, each front to back, cut into segments, at most one per thread.
-struct Order {
-  Indices splats;
-  int segments;
-  std::size_t begin(int segment) const { return splats.size() * segment / segments; }
-  std::size_t end(int segment) const { return begin(segment + 1); }
-};
-
+// Sorts each stack by itself.
 template <typename S>
-Indices depth_order(const Inputs<S>& in, int threads, const Projected<S>& projected,
-                    const ViewState<S>& state) {
-  const int stacks = in.stacks();
-  std::vector<Indices> orders(stacks);
+void sort_stacks(const Inputs<S>& in, int threads, Projected<S>& p) {
+  const std::size_t count = p.items.size();
+  const int stacks = in.stacks(), segments = stacks == 1 ? segments_of(count, threads) : stacks;
+  p.digits.resize(std::size_t(segments) * kRadix);
   if (stacks == 1) {
-    Indices all = list_all_drawn(in.gaussians, threads, state);
-    sort_by_depth(projected.depths, threads, all);
-    return all;
+    const Stretch<S> all{p.items.data(), p.spare.data(), p.order.data(), p.digits.data(), count};
+    return sort_by_depth(all, segments, threads);
   }
+  const auto first_of = [&](int stack) {
+    const auto before = [](const Drawn<S>& a, std::uint32_t i) { return a.gaussian < i; };
+    const Drawn<S>*begin = p.items.data(), *end = begin + count;
+    return std::lower_bound(begin, end, std::uint32_t(in.layer_start[stack]), before) - begin;
+  };
+  std::vector<std::size_t> first(stacks + 1, count);
+  for (int stack = 0; stack < stacks; ++stack) first[stack] = first_of(stack);
   parallel_for(stacks, threads, [&](int stack, int) {
-    list_drawn(state, in.layer_start[stack], in.layer_start[stack + 1], orders[stack]);
-    sort_by_depth(projected.depths, 1, orders[stack]);
+    const std::size_t at = first[stack];
+    sort_by_depth({p.items.data() + at, p.spare.data() + at, p.order.data() + at,
+                   p.digits.data() + std::size_t(stack) * kRadix, first[stack + 1] - at}, 1, 1);
   });
-  Indices joined = std::move(orders[0]);
-  for (int stack = 1; stack < stacks; ++stack) {
-    joined.insert(joined.end(), orders[stack].begin(), orders[stack].end());
-  }
-  return joined;
 }
 
-// Calls visit(i, slot, touch) for all tiles of all splats of a segment, front to back.
-template <typename S, typename Visit>
-void for_each_touch(const ViewState<S>& state, const Projected<S>& projected, const Order& order,
-                    int segment, Visit visit) {
+// Calls visit(i, slot, touch) for all tiles of `count` splats, those at `order`, order + Step, ...
+template <int Step, typename S, typename Visit>
+void for_each_touch(const ViewState<S>& state, const Projected<S>& projected,
+                    const std::uint32_t* order, std::size_t count, Visit visit) {
   const std::uint32_t* first_slot = state.first_slot.data();
   const auto touches_of = [&](std::uint32_t i) {
     const std::uint32_t chunk = i / kChunk;
     return projected.touches[chunk].data() + (first_slot[i] - first_slot[chunk * kChunk]);
   };
-  const std::size_t end = order.end(segment);
-  for (std::size_t k = order.begin(segment); k < end; ++k) {
-    if (k + 2 * kAhead < end) prefetch(first_slot + order.splats[k + 2 * kAhead]);
-    if (k + kAhead < end) prefetch(touches_of(order.splats[k + kAhead]));
-    const std::uint32_t i = order.splats[k];
+  for (std::size_t k = 0; k < count; ++k, order += Step) {
+    if (k + 2 * kAhead < count) prefetch(first_slot + order[Step * 2 * int(kAhead)]);
+    if (k + kAhead < count) prefetch(touches_of(order[Step * int(kAhead)]));
+    const std::uint32_t i = *order;
     const Touch* touch = touches_of(i);
     for (std::uint32_t slot = first_slot[i]; slot < first_slot[i + 1]; ++slot, ++touch) {
       visit(i, slot, *touch);
@@ -147,54 +134,81 @@ void for_each_touch(const ViewState<S>& state, const Projected<S>& projected, co
   }
 }
 
-// From the counts per (segment, tile) to the place of each segment's first pair in each tile.
-void place_segments(int segments, int tiles, std::vector<std::uint32_t>& cursor,
-                    Buffer<std::uint32_t>& tile_start) {
-  tile_start.resize(tiles + 1);
+// Where in the list of each tile each segment puts its next pair. The last of several segments
+// fills the lists from their ends, so that only those between it and the first need counting.
+template <typename S>
+void place_segments(int segments, int tiles, int threads, const ViewState<S>& state,
+                    Projected<S>& p) {
+  const std::size_t count = p.order.size();
+  p.cursors.resize(std::size_t(segments) * tiles);
+  std::uint32_t* cursors = p.cursors.data();
+  std::copy_n(state.tile_start.data(), tiles, cursors);
+  const int counted = std::max(0, segments - 2);
+  parallel_for(counted, threads, [&](int s, int) {
+    std::uint32_t* next = cursors + std::size_t(s + 1) * tiles;
+    std::fill_n(next, tiles, 0);
+    const std::size_t begin = count * s / segments, end = count * (s + 1) / segments;
+    for_each_touch<1>(state, p, p.order.data() + begin, end - begin,
+                      [&](std::uint32_t, std::uint32_t, Touch touch) { ++next[touch.tile]; });
+  });
+  for (int s = 1; s <= counted; ++s) {
+    std::uint32_t* at = cursors + std::size_t(s) * tiles;
+    for (int t = 0; t < tiles; ++t) at[t] += at[t - tiles];
+  }
+  if (segments > 1) {
+    std::copy_n(state.tile_start.data() + 1, tiles, cursors + std::size_t(segments - 1) * tiles);
+  }
+}
+
+// From the pairs that each thread has listed per tile to the place of each tile's list.
+template <typename S>
+void place_tiles(int tiles, int threads, const Projected<S>& projected, ViewState<S>& state) {
+  state.tile_start.resize(tiles + 1);
   std::uint32_t total = 0;
   for (int t = 0; t < tiles; ++t) {
-    tile_start[t] = total;
-    for (int s = 0; s < segments; ++s) {
-      total += std::exchange(cursor[std::size_t(s) * tiles + t], total);
-    }
-    if (total - tile_start[t] >= (1u << 24)) {
+    state.tile_start[t] = total;
+    for (int w = 0; w < threads; ++w) total += projected.tile_count[std::size_t(w) * tiles + t];
+    if (total - state.tile_start[t] >= (1u << 24)) {
       throw std::length_error("more than 2^24 splats in one tile");
     }
   }
-  tile_start[tiles] = total;
+  state.tile_start[tiles] = total;
 }
 
 }  // namespace
 
 template <typename S>
-void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
-              ViewState<S>& state) {
+void bin_view(const Inputs<S>& in, int threads, Projected<S>& projected, ViewState<S>& state) {
   const int tiles = in.tiles();
-  Order order{depth_order(in, threads, projected, state), 1};
-  const int segments = segments_of(order.splats.size(), threads);
-  order.segments = segments;
-
-  std::vector<std::uint32_t> cursors(std::size_t(segments) * tiles, 0);
-  parallel_for(segments, threads, [&](int s, int) {
-    std::uint32_t* count = cursors.data() + std::size_t(s) * tiles;
-    for_each_touch(state, projected, order, s,
-                   [&](std::uint32_t, std::uint32_t, Touch touch) { ++count[touch.tile]; });
-  });
-  place_segments(segments, tiles, cursors, state.tile_start);
+  place_tiles(tiles, threads, projected, state);
+  join_drawn(chunk_count(in.gaussians), threads, projected);
+  sort_stacks(in, threads, projected);
+  const std::size_t count = projected.order.size();
+  const int segments = segments_of(count, threads);
+  place_segments(segments, tiles, threads, state, projected);
   state.pairs.resize(state.tile_start[tiles]);
-  state.rows.resize(state.tile_start[tiles]);
   parallel_for(segments, threads, [&](int s, int) {
-    std::uint32_t* cursor = cursors.data() + std::size_t(s) * tiles;
-    for_each_touch(state, projected, order, s,
-                   [&](std::uint32_t i, std::uint32_t slot, Touch touch) {
-                     const std::uint32_t at = cursor[touch.tile]++;
-                     state.pairs[at] = {i, slot};
-                     state.rows[at] = touch.rows;
-                   });
+    std::uint32_t* cursor = projected.cursors.data() + std::size_t(s) * tiles;
+    const std::size_t begin = count * s / segments, size = count * (s + 1) / segments - begin;
+    const std::uint32_t* order = projected.order.data() + begin;
+    const auto put = [&](std::uint32_t at, std::uint32_t i, std::uint32_t slot, Touch touch) {
+      state.pairs[at] = {i, slot, touch.rows};
+    };
+    if (s > 0 && s == segments - 1) {
+      for_each_touch<-1>(state, projected, order + size - 1, size,
+                         [&](std::uint32_t i, std::uint32_t slot, Touch touch) {
+                           put(--cursor[touch.tile], i, slot, touch);
+                         });
+    } else {
+      for_each_touch<1>(state, projected, order, size,
+                        [&](std::uint32_t i, std::uint32_t slot, Touch touch) {
+                          put(cursor[touch.tile]++, i, slot, touch);
+                        });
+    }
   });
 }
 
-template void bin_view(const Inputs<float>&, int, const Projected<float>&, ViewState<float>&);
-template void bin_view(const Inputs<double>&, int, const Projected<double>&, ViewState<double>&);
+template void bin_view(const Inputs<float>&, int, Projected<float>&, ViewState<float>&);
+template void bin_view(const Inputs<double>&, int, Projected<double>&, ViewState<double>&);
 
 }  // namespace gr

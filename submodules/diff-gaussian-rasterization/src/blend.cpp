@@ -31,17 +31,18 @@ struct Tile {
   }
 };
 
-// Blends the splats of `bits` into the pack of pixels at `pixel`, all in registers; false if none
-// of them goes on. K is the number of features, and of sums; or 0 for `features` and any sums.
+// Blends the splats of `bits` into group g of row y, all in registers; false if no pixel of it goes
+// on. K is the number of features, and of sums; or 0 for `features` and any sums.
 //
 // `left` is multiplied on beyond the splat at which a pixel stops: it only falls, so that it tells
 // for each splat by itself whether the pixel still goes on, and a splat waits for nothing but one
 // product of the splat before. `t` is what is left after the last splat that was drawn. The next
 // few alphas are begun before the last few are blended: they are what takes long.
 template <typename S, int K, bool Keep>
-bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int pixel,
-                int features, Pack<S> lane) {
+bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int y, int g,
+                int features) {
   using P = Pack<S>;
+  const int pixel = y * kTile + g * P::lanes;
   const int count = K > 0 ? K : features;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
   const P least = broadcast(S(kMinTransmittance), P());
@@ -51,10 +52,10 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
   P own_sums[K > 0 ? K : 1];
   for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kTilePixels + pixel, P());
   Few<S> few, next_few;
-  few.take(batch, bits, lane);
+  few.take(batch, bits, g);
   for (bool more = true; more; few = next_few) {
     more = bits != 0;
-    next_few.take(batch, bits, lane);
+    next_few.take(batch, bits, g);
     for (int j = 0; j < kAtOnce<S>; ++j) {
       const int i = few.at[j];
       const auto seen = at_least(few.raw[j], broadcast(S(kMinAlpha), P()));
@@ -65,7 +66,7 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
       t = select(goes_on, next, t);
       left = next;
       if (Keep) last = select(both(seen, goes_on), broadcast(batch.place[i], P()), last);
-      const S* feature = batch.features + i * count;
+      const S* feature = batch.template features<K>(i, 0);
       for (int k = 0; k < K; ++k) {
         own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
       }
@@ -91,21 +92,20 @@ void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
     batch.start_row(y, count);
     bool on = false;
     for (int g = 0; g < kGroups<S>; ++g) {
-      on |= blend_pack<S, K, Keep>(batch, batch.rows[y], tile, y * kTile + g * Pack<S>::lanes,
-                                   features, lane_numbers<S>(g));
+      on |= blend_pack<S, K, Keep>(batch, batch.rows[y], tile, y, g, features);
     }
     if (!on) tile.live &= ~(1u << y);
   }
 }
 
-// Tile `index` of the view, which is (tx, ty) of its stack.
+// Tile `index` of the view.
 template <typename S, int K, bool Keep>
-void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, int tx, int ty,
-                Batch<S>& batch, Tile<S>& tile) {
+void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, Batch<S>& batch,
+                Tile<S>& tile) {
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
-    batch.template stage<K, 1>(state, tx, ty, first, p, count, 0);
+    batch.template stage<K, 1>(state, first, p, count, 0);
     blend_batch<S, K, Keep>(batch, count, in.features(), tile);
   }
 }
@@ -172,17 +172,17 @@ void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
     const std::size_t kept = std::size_t(t) * kTilePixels;
     Batch<S>& batch = batches[worker];
-    batch.start(memory.data() + per_thread * worker, features);
-    S* planes = batch.features + staged;
+    batch.start(memory.data() + per_thread * worker, features, tx, ty);
+    S* planes = batch.far_features + staged;
     S* spare = planes + std::size_t(in.sums()) * kTilePixels;
     Tile<S> tile{keep ? state.transmittance.data() + kept : spare,
                  keep ? state.last.data() + kept : spare + kTilePixels, planes, 0};
     tile.start(in.sums(), in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
     // In double precision the compiler chooses what to contract: one version, so the same bits.
     if (keep || std::is_same<S, double>::value) {
-      blend_tile<S, K, true>(in, state, t, tx, ty, batch, tile);
+      blend_tile<S, K, true>(in, state, t, batch, tile);
     } else {
-      blend_tile<S, K, false>(in, state, t, tx, ty, batch, tile);
+      blend_tile<S, K, false>(in, state, t, batch, tile);
     }
     finish_tile(in, v, stack, tx, ty, tile, out);
   });

@@ -39,6 +39,17 @@ inline void read_row(const S* from, int columns, S* to) {
   }
 }
 
+// The greatest of a row of a tile.
+template <typename S>
+inline S greatest(const S* row) {
+  S at[kTile];
+  std::memcpy(at, row, sizeof at);
+  for (int half = kTile / 2; half > 0; half /= 2) {
+    for (int x = 0; x < half; ++x) at[x] = at[x] < at[x + half] ? at[x + half] : at[x];
+  }
+  return at[0];
+}
+
 template <typename S>
 struct Kernel {
   const Inputs<S>& in;
@@ -48,6 +59,8 @@ struct Kernel {
   int v;
 
   int gradients() const { return wanted.count() * (in.shared ? in.layers : 1); }
+  // The same if the features lie in the staged records, and each pixel has one sum of each; or 0.
+  int near_gradients() const { return in.shared || wanted.end > kNear ? 0 : wanted.count(); }
 
   // dL/d(feature k) of an image, from a pixel on; null for none.
   const S* gradient(std::size_t at, int k, std::size_t pixel) const {
@@ -92,11 +105,11 @@ struct Kernel {
     std::fill_n(tile.row_last, kTile, S(-1));  // rows outside of the image are never looked at
     for (int y = 0; y < rows; ++y) {
       const S* last = tile.last + y * kTile;
-      tile.row_last[y] = *std::max_element(last, last + kTile);
+      tile.row_last[y] = greatest(last);
       const std::size_t pixel = std::size_t(ty * kTile + y) * in.width + tx * kTile;
       start_row(tile, stack, y, transmittance + y * kTile, pixel, columns);
     }
-    return static_cast<int>(*std::max_element(tile.row_last, tile.row_last + kTile)) + 1;
+    return static_cast<int>(greatest(tile.row_last)) + 1;
   }
 };
 
@@ -126,22 +139,22 @@ struct Sums {
 // were drawn. K as in the forward pass.
 template <typename S, int K, bool Moments>
 std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileBack<S>& tile,
-                          int y, int g, const Sums<S, Moments>& sums) {
+                          int y, int g, int feature, const Sums<S, Moments>& sums) {
   using P = Pack<S>;
   const int pixel = y * kTile + g * P::lanes;
   const int count = K > 0 ? K : sums.features;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  const P lane = lane_numbers<S>(g), last = load(tile.last + pixel, P());
+  const P last = load(tile.last + pixel, P());
   P t = load(tile.transmittance + pixel, P()), behind = load(tile.behind + pixel, P());
   P own_gradients[K > 0 ? K : 1];
   const S* gradients = tile.gradients + pixel;
   for (int k = 0; k < K; ++k) own_gradients[k] = load(gradients + k * kTilePixels, P());
   std::uint64_t drawn_ones = 0;
   Few<S> few, next_few;
-  few.take(batch, bits, lane);
+  few.take(batch, bits, g);
   for (bool more = true; more; few = next_few) {
     more = bits != 0;
-    next_few.take(batch, bits, lane);
+    next_few.take(batch, bits, g);
     for (int j = 0; j < kAtOnce<S>; ++j) {
       const int i = few.at[j];
       const P raw = few.raw[j];
@@ -155,11 +168,11 @@ std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileB
       const P weight = alpha * t;
       P along = zero;  // dL / d(weight)
       P* sum = sums.template of<K>(i);
-      const S* feature = batch.features + i * count;
+      const S* features = batch.template features<K>(i, feature);
       for (int k = 0; k < count; ++k) {
-        const S* by_plane = gradients + (batch.plane[i] + k) * kTilePixels;
-        const P g_k = K > 0 ? own_gradients[k] : load(by_plane, P());
-        if (Moments) along = fma(g_k, broadcast(feature[k], P()), along);
+        const P g_k = K > 0 ? own_gradients[k]
+                            : load(gradients + (batch.plane[i] + k) * kTilePixels, P());
+        if (Moments) along = fma(g_k, broadcast(features[k], P()), along);
         P& by_feature = sum[Sums<S, Moments>::kFeatures + k];
         by_feature = fma(weight, g_k, by_feature);
       }
@@ -180,31 +193,32 @@ std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileB
 
 // Moments of q about the splat's centre: 1, dx, dy, dx^2, dx dy, dy^2.
 template <typename S>
-inline void find_moments(const Pack<S>* sums, S x, Pack<S>* out) {
+inline void find_moments(const Pack<S>* sums, S x, const Pack<S>* columns, Pack<S>* out) {
   for (int g = 0; g < kGroups<S>; ++g, sums += 3) {
-    const Pack<S> dx = broadcast(x, Pack<S>()) - lane_numbers<S>(g), qx = sums[0] * dx;
+    const Pack<S> dx = broadcast(x, Pack<S>()) - columns[g], qx = sums[0] * dx;
     const Pack<S> moments[kMoments] = {sums[0], qx, sums[1], qx * dx, sums[1] * dx, sums[2]};
     for (int k = 0; k < kMoments; ++k) out[k] = g == 0 ? moments[k] : out[k] + moments[k];
   }
 }
 
-// Writes what a splat has gathered to its slot.
+// Writes what splat i of a batch has gathered to its slot.
 template <typename S, int K, bool Moments>
-void finish_splat(const Pack<S>* sums, S x, int count, S* out) {
+void finish_splat(const Batch<S>& batch, int i, const Sums<S, Moments>& sums, S* out) {
   constexpr int moments = Moments ? kMoments : 0;
-  const Pack<S>* features = sums + Sums<S, Moments>::kFeatures;
+  const Pack<S>* own = sums.template of<K>(i);
+  const Pack<S>* features = own + Sums<S, Moments>::kFeatures;
   Pack<S> all[moments + K + 1];
-  if (Moments) find_moments(sums, x, all);
+  if (Moments) find_moments(own, batch.splats[i][kX], batch.columns, all);
   for (int k = 0; k < K; ++k) all[moments + k] = features[k];
   sum_each<moments + K>(all, out);
-  for (int k = 0; K == 0 && k < count; ++k) out[moments + k] = sum(features[k]);
+  for (int k = 0; K == 0 && k < sums.features; ++k) out[moments + k] = sum(features[k]);
 }
 
 // Gathers the staged splats, the first of which is at position `top` of the tile's list; returns
 // those that were drawn.
 template <typename S, int K, bool Moments>
-std::uint64_t gather_batch(Batch<S>& batch, int top, int count, const TileBack<S>& tile,
-                           const Sums<S, Moments>& sums) {
+std::uint64_t gather_batch(Batch<S>& batch, int top, int count, int feature,
+                           const TileBack<S>& tile, const Sums<S, Moments>& sums) {
   std::uint64_t drawn = 0;
   for (int y = 0; y < kTile; ++y) {
     const int behind = std::max(0, top - static_cast<int>(tile.row_last[y]));
@@ -213,32 +227,33 @@ std::uint64_t gather_batch(Batch<S>& batch, int top, int count, const TileBack<S
     if (bits == 0) continue;
     batch.start_row(y, count);
     for (int g = 0; g < kGroups<S>; ++g) {
-      drawn |= gather_pack<S, K, Moments>(batch, bits, tile, y, g, sums);
+      drawn |= gather_pack<S, K, Moments>(batch, bits, tile, y, g, feature, sums);
     }
   }
   return drawn;
 }
 
 template <typename S, int K, bool Moments>
-void gather_tile(const Kernel<S>& kernel, int tx, int ty, std::uint32_t first, int end,
+void gather_tile(const Kernel<S>& kernel, std::uint32_t first, int end,
                  Batch<S>& batch, const TileBack<S>& tile, Sums<S, Moments>& sums,
                  PairGradients<S>& pairs) {
   const Inputs<S>& in = kernel.in;
   for (int top = end - 1; top >= 0; top -= kBatch) {
     const int count = std::min(kBatch, top + 1);
     const std::uint32_t p = first + top;
-    batch.template stage<K, -1>(kernel.state, tx, ty, first, p, count, kernel.wanted.first);
+    const int feature = kernel.wanted.first;
+    batch.template stage<K, -1>(kernel.state, first, p, count, feature);
     // With `shared` the planes are those of the layer, of which there are the wanted ones only.
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; K == 0 && i < count; ++i) {
       batch.plane[i] = batch.plane[i] / in.features() * kernel.wanted.count();
     }
     sums.start(count);
-    std::uint64_t drawn = gather_batch<S, K, Moments>(batch, top, count, tile, sums);
+    std::uint64_t drawn = gather_batch<S, K, Moments>(batch, top, count, feature, tile, sums);
     for (; drawn != 0; drawn &= drawn - 1) {
       const int i = lowest_bit(drawn);
       const std::uint32_t slot = kernel.state.pairs[p - i].slot;
       S* out = pairs.values.data() + std::size_t(slot) * pairs.stride;
-      finish_splat<S, K, Moments>(sums.template of<K>(i), batch.x[i], kernel.wanted.count(), out);
+      finish_splat<S, K, Moments>(batch, i, sums, out);
       pairs.written[slot] = 1;
     }
   }
@@ -263,25 +278,25 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
     const std::size_t kept = std::size_t(t) * kTilePixels;
     Batch<S>& batch = batches[worker];
-    batch.start(memory.data() + per_thread * worker, count);
-    TileBack<S> tile(batch.features + staged, kernel.state.last.data() + kept);
+    batch.start(memory.data() + per_thread * worker, count, tx, ty);
+    TileBack<S> tile(batch.far_features + staged, kernel.state.last.data() + kept);
     Sums<S, Moments> sums{packs.data() + Sums<S, Moments>::size(count) * worker, count};
     sums.start(kBatch + 1);
     const int end = kernel.start(stack, tx, ty, tile, kernel.state.transmittance.data() + kept);
-    gather_tile<S, K, Moments>(kernel, tx, ty, first, end, batch, tile, sums, pairs);
+    gather_tile<S, K, Moments>(kernel, first, end, batch, tile, sums, pairs);
   });
 }
 
 // Only the gradients of features.
 template <typename S>
 void gather_features(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
-  if (kernel.gradients() == 3) return gather_tiles<S, 3, false>(kernel, threads, pairs);
+  if (kernel.near_gradients() == 3) return gather_tiles<S, 3, false>(kernel, threads, pairs);
   gather_tiles<S, 0, false>(kernel, threads, pairs);
 }
 
 template <typename S>
 void gather_all(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
-  switch (kernel.in.shared ? 0 : kernel.gradients()) {
+  switch (kernel.near_gradients()) {
     case 3: return gather_tiles<S, 3, true>(kernel, threads, pairs);
     case 4: return gather_tiles<S, 4, true>(kernel, threads, pairs);
     case 6: return gather_tiles<S, 6, true>(kernel, threads, pairs);

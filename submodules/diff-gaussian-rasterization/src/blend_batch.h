@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "blend_row.h"
 
@@ -19,48 +20,59 @@ constexpr int kFar = 24;  // pairs; staging does little else than wait for their
 template <typename S>
 constexpr int kAtOnce = Pack<S>::lanes >= 16 ? 4 : 2;
 
-// Successive splats of a tile as a structure of arrays. At kBatch is one that is nowhere seen.
+// Features that are staged with the geometry, all at once: the first ones of a record.
+constexpr int kNear = 8;
+constexpr int kStaged = kGeometry + kNear;
+
+// Successive splats of a tile. At kBatch is one that is nowhere seen.
 template <typename S>
 struct Batch {
   static constexpr int kNone = kBatch, kSize = kBatch + Pack<S>::lanes;
-  alignas(64) S x[kSize], y[kSize];  // relative to the tile
-  alignas(64) S xx[kSize], xy[kSize], yy[kSize], opacity[kSize];
+  alignas(64) S splats[kBatch + 1][kStaged];             // the first fields of their records
+  alignas(64) S y[kSize], xy[kSize], yy[kSize];          // those of which a row is made, as arrays
   alignas(64) S place[kSize];                            // position in the list of the tile
   alignas(64) S dy[kSize], slope[kSize], offset[kSize];  // of the row that is drawn
   int plane[kSize];            // the first plane of the pixel that the features belong to
   std::uint64_t rows[kTile];   // bit i set if splat i touches the row
-  S* features;                 // (kSize, size)
-  int size;                    // features that are staged
+  S* far_features;             // (kSize, size), where `features` does not find them in splats
+  int size;                    // features that are blended
+  int top;                     // pixel row at which the tile begins
+  Pack<S> columns[kGroups<S>]; // x of its pixels
 
-  void start(S* memory, int size_) {
-    features = memory;
+  // For tile (tx, ty) of the image.
+  void start(S* memory, int size_, int tx, int ty) {
+    far_features = memory;
     size = size_;
-    for (S* array : {x, y, xx, xy, yy, opacity, place, dy, slope, offset}) array[kNone] = S(0);
+    top = ty * kTile;
+    for (int g = 0; g < kGroups<S>; ++g) {
+      columns[g] = broadcast(S(tx * kTile), Pack<S>()) + lane_numbers<S>(g);
+    }
+    for (S* array : {y, xy, yy, place, dy, slope, offset}) array[kNone] = S(0);
     plane[kNone] = 0;
-    std::fill_n(features + kNone * size, size, S(0));
+    std::fill_n(splats[kNone], kStaged, S(0));
+    std::fill_n(far_features + kNone * size, size, S(0));
   }
 
   // Stages `count` pairs of the list that begins at `first`: p, p + Step, ..., and of each the
-  // features from `feature` on: K of them, or with 0 `size`.
+  // features from `feature` on: K of them, or with 0 `size`, and the plane.
   template <int K, int Step>
-  void stage(const ViewState<S>& state, int tx, int ty, std::uint32_t first, std::uint32_t p,
-             int count, int feature) {
+  void stage(const ViewState<S>& state, std::uint32_t first, std::uint32_t p, int count,
+             int feature) {
     std::uint64_t toggles[kTile + 1] = {};  // a splat touches successive rows
+    for (int i = 0; i < kBatch; ++i) place[i] = S(static_cast<int>(p - first) + Step * i);
     for (int i = 0; i < count; ++i, p += Step) {
       const std::int64_t far = std::int64_t(p) + Step * kFar;
       if (far >= 0 && far < std::int64_t(state.pairs.size())) prefetch(state.record(far));
       const S* record = state.record(p);
-      x[i] = record[kX] - S(tx * kTile);
-      y[i] = record[kY] - S(ty * kTile);
-      xx[i] = record[kQuadXX];
+      std::memcpy(splats[i], record, sizeof splats[i]);
+      y[i] = record[kY];
       xy[i] = record[kQuadXY];
       yy[i] = record[kQuadYY];
-      opacity[i] = record[kOpacity];
-      place[i] = S(p - first);
-      plane[i] = static_cast<int>(record[kPlane]);
-      const int width = K > 0 ? K : size;
-      for (int k = 0; k < width; ++k) features[i * width + k] = record[kGeometry + feature + k];
-      const std::uint64_t touched = state.rows[p], bit = std::uint64_t(1) << i;
+      if (K == 0) {
+        plane[i] = static_cast<int>(record[kPlane]);
+        std::copy_n(record + kGeometry + feature, size, far_features + i * size);
+      }
+      const std::uint64_t touched = state.pairs[p].rows, bit = std::uint64_t(1) << i;
       const std::uint64_t lowest = touched & (~touched + 1);
       toggles[lowest_bit(touched)] ^= bit;
       toggles[lowest_bit(touched + lowest)] ^= bit;  // the row after the last
@@ -69,8 +81,15 @@ struct Batch {
     for (int row = 0; row < kTile; ++row) rows[row] = touching ^= toggles[row];
   }
 
+  // The staged features of splat i; K and `feature` as they were staged.
+  template <int K>
+  const S* features(int i, int feature) const {
+    return K > 0 ? splats[i] + kGeometry + feature : far_features + i * size;
+  }
+
+  // Row `row` of the tile.
   void start_row(int row, int count) {
-    const Pack<S> at = broadcast(S(row), Pack<S>());
+    const Pack<S> at = broadcast(S(top + row), Pack<S>());
     for (int i = 0; i < count; i += Pack<S>::lanes) {
       const Pack<S> d = load(y + i, Pack<S>()) - at;
       store(dy + i, d);
@@ -79,11 +98,13 @@ struct Batch {
     }
   }
 
-  Pack<S> alpha(int i, Pack<S> lane) const {
+  // At the pixels of group g of the row.
+  Pack<S> alpha(int i, int g) const {
     using P = Pack<S>;
-    return alpha_along<S>(broadcast(x[i], P()) - lane, broadcast(xx[i], P()),
+    const S* splat = splats[i];
+    return alpha_along<S>(broadcast(splat[kX], P()) - columns[g], broadcast(splat[kQuadXX], P()),
                           broadcast(slope[i], P()), broadcast(offset[i], P()),
-                          broadcast(opacity[i], P()));
+                          broadcast(splat[kOpacity], P()));
   }
 };
 
@@ -94,12 +115,12 @@ struct Few {
   Pack<S> raw[kAtOnce<S>];
 
   // Takes the first splats out of `bits`; kNone where there are no more.
-  void take(const Batch<S>& batch, std::uint64_t& bits, Pack<S> lane) {
+  void take(const Batch<S>& batch, std::uint64_t& bits, int g) {
     for (int& i : at) {
       i = bits != 0 ? lowest_bit(bits) : Batch<S>::kNone;
       bits &= bits - 1;
     }
-    for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], lane);
+    for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], g);
   }
 };
 

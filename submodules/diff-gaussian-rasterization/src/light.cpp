@@ -95,7 +95,7 @@ PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index)
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end; ++p) {
     const SplatRows<S> splat(state.record(p), tx, ty);
-    for (std::uint32_t rows = state.rows[p]; rows != 0; rows &= rows - 1) {
+    for (std::uint32_t rows = state.pairs[p].rows; rows != 0; rows &= rows - 1) {
       const int y = lowest_bit(rows);
       if (y < tile.rows) tile.count_row(splat, y, static_cast<int>(p - first), counts);
     }

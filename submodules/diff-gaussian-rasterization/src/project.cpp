@@ -1,5 +1,7 @@
 // Per-Gaussian stages: projection and colour before blending, their gradients after it.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "stages.h"
@@ -25,6 +27,9 @@ std::uint16_t row_bits(Span span) {
   return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
 }
 
+// One axis of a footprint, as an array: what a span along it needs.
+enum SideField { kCentreX, kCentreY, kHalf, kAtHalf, kSlope, kSquare, kShrink, kOtherHalf, kSide };
+
 // The tiles that the footprints of a chunk touch: first the (footprint, row of tiles) pairs, which
 // give (footprint, tile) pairs, which give rows of pixels. Each kind is gathered until there are
 // kItems, which the compiler then takes side by side; all keep their order.
@@ -33,17 +38,23 @@ class TileLister {
  public:
   static constexpr int kItems = 64;
 
-  TileLister(int tiles_x, Touches& touches) : tiles_x_(tiles_x), touches_(touches) {
+  // `tile_count`: per tile, what is listed is added to it.
+  TileLister(int tiles_x, Touches& touches, std::uint32_t* tile_count)
+      : tiles_x_(tiles_x), touches_(touches), tile_count_(tile_count) {
     touches_.clear();
   }
 
   // Footprints come in ascending order; `first_tile` is the number of the first tile of its stack.
-  void add(int c, const Footprint<S>& footprint, int first_tile) {
-    footprints_[c] = footprint;
+  void add(int c, const Footprint<S>& f, int first_tile) {
+    S along_x[kSide];
+    fill_side(f, f.along_x, f.along_y, along_x);
+    fill_side(f, f.along_y, f.along_x, along_y_[c]);
     first_tile_[c] = first_tile;
     counts_[c] = 0;
-    for (int ty = footprint.rect.y0; ty < footprint.rect.y1; ++ty) {
-      rows_.push(c, footprint, 0, ty);
+    for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
+      x0_[rows_.count] = f.rect.x0;
+      x1_[rows_.count] = f.rect.x1;
+      rows_.push(c, along_x, 0, ty);
       if (rows_.count == kItems) list_tiles();
     }
   }
@@ -60,39 +71,48 @@ class TileLister {
   struct Items {
     int count = 0;
     int number[kItems], tx[kItems] = {}, ty[kItems] = {};
-    alignas(64) S columns[14][kItems] = {};
-    int x0[kItems] = {}, x1[kItems] = {};
+    alignas(64) S side[kSide][kItems] = {};
 
-    void push(int c, const Footprint<S>& f, int x, int y) {
-      const EllipseAxis<S>&a = f.along_x, &b = f.along_y;
-      const S values[14] = {f.x,       f.y,    f.pad_x, f.pad_y,   a.half,  a.at_half, a.slope,
-                            a.square, a.shrink, b.half, b.at_half, b.slope, b.square,  b.shrink};
-      for (int k = 0; k < 14; ++k) columns[k][count] = values[k];
-      x0[count] = f.rect.x0;
-      x1[count] = f.rect.x1;
+    void push(int c, const S* values, int x, int y) {
+      for (int k = 0; k < kSide; ++k) side[k][count] = values[k];
       number[count] = c;
       tx[count] = x;
       ty[count] = y;
       ++count;
     }
-    Footprint<S> at(int i) const {
-      const auto c = [&](int k) { return columns[k][i]; };
-      return {c(0), c(1), {c(4), c(5), c(6), c(7), c(8)}, {c(9), c(10), c(11), c(12), c(13)},
-              c(2), c(3), {x0[i], 0, x1[i], 0}};
+    EllipseAxis<S> along(int i) const {
+      return {side[kHalf][i], side[kAtHalf][i], side[kSlope][i], side[kSquare][i],
+              side[kShrink][i]};
     }
+    EllipseAxis<S> other(int i) const { return {side[kOtherHalf][i], S(0), S(0), S(0), S(0)}; }
   };
+
+  static void fill_side(const Footprint<S>& f, const EllipseAxis<S>& along,
+                        const EllipseAxis<S>& other, S* side) {
+    side[kCentreX] = f.x;
+    side[kCentreY] = f.y;
+    side[kHalf] = along.half;
+    side[kAtHalf] = along.at_half;
+    side[kSlope] = along.slope;
+    side[kSquare] = along.square;
+    side[kShrink] = along.shrink;
+    side[kOtherHalf] = other.half;
+  }
 
   void list_tiles() {
     if (rows_.count == 0) return;
     int first[kItems], last[kItems];
     for (int k = 0; k < kItems; ++k) {
-      const Span span = tile_span(rows_.at(k), rows_.ty[k]);
+      const Footprint<S> f{rows_.side[kCentreX][k], rows_.side[kCentreY][k], rows_.along(k),
+                           rows_.other(k), {x0_[k], 0, x1_[k], 0}};
+      const Span span = tile_span(f, rows_.ty[k]);
       first[k] = span.first;
       last[k] = span.last;
     }
     for (int k = 0; k < rows_.count; ++k) {
+      const int c = rows_.number[k];
       for (int tx = first[k]; tx <= last[k]; ++tx) {
-        tiles_.push(rows_.number[k], footprints_[rows_.number[k]], tx, rows_.ty[k]);
+        tiles_.push(c, along_y_[c], tx, rows_.ty[k]);
         if (tiles_.count == kItems) list_rows();
       }
     }
@@ -103,7 +123,9 @@ class TileLister {
     if (tiles_.count == 0) return;
     int first[kItems], last[kItems];
     for (int k = 0; k < kItems; ++k) {
-      const Span span = row_span(tiles_.at(k), tiles_.tx[k], tiles_.ty[k]);
+      const Footprint<S> f{tiles_.side[kCentreX][k], tiles_.side[kCentreY][k], tiles_.other(k),
+                           tiles_.along(k), {}};
+      const Span span = row_span(f, tiles_.tx[k], tiles_.ty[k]);
       first[k] = span.first;
       last[k] = span.last;
     }
@@ -113,17 +135,20 @@ class TileLister {
       const int c = tiles_.number[k];
       const int tile = first_tile_[c] + tiles_.ty[k] * tiles_x_ + tiles_.tx[k];
       touches_.push({static_cast<std::uint32_t>(tile), rows});
+      ++tile_count_[tile];
       ++counts_[c];
     }
     tiles_.count = 0;
   }
 
-  Footprint<S> footprints_[kChunk];
+  S along_y_[kChunk][kSide];
   int first_tile_[kChunk];
   std::uint32_t counts_[kChunk];
   Items rows_, tiles_;
+  int x0_[kItems] = {}, x1_[kItems] = {};  // the columns of tiles of rows_
   const int tiles_x_;
   Touches& touches_;
+  std::uint32_t* tile_count_;
 };
 
 // Goes through the Gaussians of all layers in ascending order and says where the tensors of each are.
@@ -148,18 +173,6 @@ class Walk {
 
 template <typename S>
 constexpr std::int64_t kLine = 64 / sizeof(S);  // values in a line of the caches
-
-// A Gaussian that lands on the image.
-template <typename S>
-struct Candidate {
-  int gaussian, layer;
-  const Inputs<S>* inputs;  // where its tensors are
-  int local;                // its row in them
-  S opacity;
-  Vec3<S> offset;           // from the camera
-  Splat<S> splat;
-  TileRect rect;
-};
 
 // Gaussians as arrays: the compiler takes many of them side by side. Places that are not filled
 // hold earlier ones, or zeros: computed, but not looked at.
@@ -223,13 +236,31 @@ struct Gaussians {
   }
 };
 
+// Natural logarithm of a positive normal number, to 1e-7 of 1 or of itself: unlike that of the
+// library, many at a time. By atanh((m - 1) / (m + 1)), m in [sqrt(1/2), sqrt(2)).
+GR_HD float log_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const std::int32_t exponent = static_cast<std::int32_t>(bits - 0x3f3504f3u) >> 23;  // sqrt(1/2)
+  bits -= static_cast<std::uint32_t>(exponent) << 23;
+  float m;
+  std::memcpy(&m, &bits, sizeof m);
+  const float r = (m - 1.0f) / (m + 1.0f), rr = r * r;
+  const float series = 1.0f + rr * (1.0f / 3 + rr * (1.0f / 5 + rr * (1.0f / 7 + rr / 9)));
+  return float(exponent) * 0.69314718f + 2.0f * r * series;
+}
+GR_HD double log_of(double x) { return std::log(x); }
+constexpr double kLog255 = 5.541263545158426;
+
 // Gaussians on their way to the image.
 template <typename S>
 struct Block : Gaussians<S> {
   using Gaussians<S>::kSize;
   int gaussian[kSize], layer[kSize];
   alignas(64) S opacity[kSize] = {}, splat[9][kSize], radius[kSize];
-  int valid[kSize];
+  alignas(64) S along_x[5][kSize], along_y[5][kSize];  // of the footprint
+  alignas(64) S basis[kMaxShCoefficients][kSize];      // of the harmonics
+  int rect[4][kSize], valid[kSize];
 
   void push(const Walk<S>& at, int v, int i) {
     const int k = Gaussians<S>::push(at, v);
@@ -239,13 +270,12 @@ struct Block : Gaussians<S> {
   }
 
   // As `project_gaussian`.
-  void project(const Camera<S>& camera) {
+  void project(const Camera<S> camera, int tiles_x, int tiles_y) {
     for (int k = 0; k < kSize; ++k) {
       const Vec3<S> p = this->mean_at(k), t = to_camera(camera, p);
       const Sym3<S> m = this->cov_at(k);
       Splat<S> s;
       const bool on = project_beyond(camera, p, t, m, s);
-      valid[k] = on & is_beyond(camera, t, m) & is_finite(opacity[k]);
       splat[0][k] = s.depth;
       splat[1][k] = s.x;
       splat[2][k] = s.y;
@@ -256,143 +286,174 @@ struct Block : Gaussians<S> {
       splat[7][k] = s.conic_xy;
       splat[8][k] = s.conic_yy;
       radius[k] = s.radius;
+      valid[k] = on & is_beyond(camera, t, m) & is_finite(opacity[k]);
     }
+    for (int k = 0; k < kSize; ++k) {
+      const TileRect r = tile_rect(splat_of(k), tiles_x, tiles_y);
+      rect[0][k] = r.x0;
+      rect[1][k] = r.y0;
+      rect[2][k] = r.x1;
+      rect[3][k] = r.y1;
+      valid[k] &= (r.x0 < r.x1) & (r.y0 < r.y1);
+    }
+  }
+
+  // As `footprint`, but for the rectangle.
+  void find_footprints() {
+    for (int k = 0; k < kSize; ++k) {
+      const S level = max_of(S(2) * (log_of(opacity[k]) + S(kLog255)), S(0));
+      const Footprint<S> f = footprint_within(splat_of(k), level, TileRect{});
+      put(f.along_x, along_x, k);
+      put(f.along_y, along_y, k);
+    }
+  }
+
+  void find_basis(int degree, Vec3<S> eye) {
+    if (degree <= 0) return find_basis_of<0>(eye);
+    if (degree == 1) return find_basis_of<1>(eye);
+    if (degree == 2) return find_basis_of<2>(eye);
+    find_basis_of<3>(eye);
   }
 
   Splat<S> splat_of(int k) const {
     const auto f = [&](int n) { return splat[n][k]; };
     return {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), radius[k]};
   }
-};
 
-// Projects a block and appends those that land on the image; returns how many there are now.
-template <typename S>
-int find_candidates(const Inputs<S>& in, const Camera<S>& camera, bool has_cov, Block<S>& block,
-                    Candidate<S>* found, int count) {
-  if (!has_cov) block.find_covariances(in.scale_modifier);
-  block.project(camera);
-  for (int k = 0; k < block.count; ++k) {
-    if (!block.valid[k]) continue;
-    Candidate<S>& c = found[count];
-    c.splat = block.splat_of(k);
-    c.rect = tile_rect(c.splat, in.tiles_x(), in.tiles_y());
-    if (is_empty(c.rect)) continue;
-    c.gaussian = block.gaussian[k];
-    c.layer = block.layer[k];
-    c.inputs = block.inputs[k];
-    c.local = block.local[k];
-    c.opacity = block.opacity[k];
-    c.offset = block.mean_at(k) - camera.position;
-    ++count;
-  }
-  block.count = 0;
-  return count;
-}
-
-// The basis of the harmonics in the directions of several candidates, as arrays.
-template <typename S>
-struct Harmonics {
-  static constexpr int kSize = 64;
-  alignas(64) S x[kSize] = {}, y[kSize] = {}, z[kSize] = {};
-  alignas(64) S basis[kMaxShCoefficients][kSize];
-
-  void find(int degree, const Candidate<S>* candidates, int count) {
-    for (int k = 0; k < count; ++k) {
-      x[k] = candidates[k].offset.x;
-      y[k] = candidates[k].offset.y;
-      z[k] = candidates[k].offset.z;
-    }
-    if (degree <= 0) return find_of<0>();
-    if (degree == 1) return find_of<1>();
-    if (degree == 2) return find_of<2>();
-    find_of<3>();
+  Footprint<S> footprint_of(int k) const {
+    const auto x = [&](int n) { return along_x[n][k]; };
+    const auto y = [&](int n) { return along_y[n][k]; };
+    const bool faint = !(opacity[k] >= S(kMinAlpha));
+    return {splat[1][k], splat[2][k], {x(0), x(1), x(2), x(3), x(4)},
+            {y(0), y(1), y(2), y(3), y(4)},
+            {rect[0][k], rect[1][k], rect[2][k], faint ? rect[1][k] : rect[3][k]}};
   }
 
  private:
+  using Gaussians<S>::put;
+  static void put(const EllipseAxis<S>& e, S (&columns)[5][kSize], int k) {
+    columns[0][k] = e.half;
+    columns[1][k] = e.at_half;
+    columns[2][k] = e.slope;
+    columns[3][k] = e.square;
+    columns[4][k] = e.shrink;
+  }
+
   template <int Degree>
-  void find_of() {
+  void find_basis_of(Vec3<S> eye) {
     for (int k = 0; k < kSize; ++k) {
       S inv_length;
-      const Vec3<S> d = normalized(Vec3<S>{x[k], y[k], z[k]}, inv_length);
+      const Vec3<S> d = normalized(this->mean_at(k) - eye, inv_length);
       sh_basis_each(Degree, d, [&](int j, S value) { basis[j][k] = value; });
     }
   }
 };
 
-// The colour of candidate k of those that `harmonics` has; false if a channel is not finite.
+// The colour of Gaussian k of a block; false if a channel is not finite.
 template <typename S>
-bool candidate_color(const Inputs<S>& in, int v, int i, const Harmonics<S>& harmonics, int k,
-                     S* features) {
+bool block_color(const Inputs<S>& in, int v, const Block<S>& block, int k, S* features) {
+  const std::int64_t i = block.local[k];
   if (!in.sh) return copy_features(in.colors.at(v) + i * in.channels, in.channels, features);
-  const S* sh = in.sh.at(v) + std::int64_t(i) * in.sh_rows * 3;
-  const S* basis = &harmonics.basis[0][k];
-  return clamp_color(sh_sum(in.sh_degree, basis, Harmonics<S>::kSize, sh), features);
+  const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
+  const S* basis = &block.basis[0][k];
+  return clamp_color(sh_sum(in.sh_degree, basis, Block<S>::kSize, sh), features);
 }
 
-// Writes the record of a candidate, number k of those that `harmonics` has; false if a feature is
-// not finite.
+// Writes the record of Gaussian k of a block; false if a feature is not finite.
 template <typename S>
-bool finish_candidate(int v, const Candidate<S>& candidate, const Harmonics<S>& harmonics, int k,
-                      S* record) {
-  const Inputs<S>& in = *candidate.inputs;
-  const int i = candidate.local;
+bool finish_record(int v, const Block<S>& block, int k, S* record) {
+  const Inputs<S>& in = *block.inputs[k];
+  const Splat<S> splat = block.splat_of(k);
   S* features = record + kGeometry;
-  if (!candidate_color(in, v, i, harmonics, k, features)) return false;
-  if (!further_features(in, v, i, candidate.splat.depth, features)) return false;
-  geometry_record(candidate.splat, candidate.opacity, record);
-  record[kPlane] = in.shared ? S(candidate.layer * in.features()) : S(0);
+  if (!block_color(in, v, block, k, features)) return false;
+  if (!further_features(in, v, block.local[k], splat.depth, features)) return false;
+  geometry_record(splat, block.opacity[k], record);
+  record[kPlane] = in.shared ? S(block.layer[k] * in.features()) : S(0);
   return true;
 }
 
-// Inline: GCC leaves out calls of a function that does nothing but fetch.
 template <typename S>
-NATIVE_INLINE void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
+void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
   const std::int64_t size = in.sh ? 3 * in.sh_rows : in.channels;
   const S* color = (in.sh ? in.sh : in.colors).at(v) + i * size;
   for (std::int64_t at = 0; at < size; at += kLine<S>) prefetch(color + at);
 }
 
-// Projects Gaussians [begin, end): first all shapes, then the colours of those on the image.
+// A chunk of Gaussians on its way from the tensors to the lists of its tiles.
 template <typename S>
-void project_chunk(const Inputs<S>& in, int v, int begin, int end, ViewState<S>& state,
-                   std::int32_t* radii, S* depths, Touches& touches) {
-  const Camera<S> camera = in.camera(v);
-  Candidate<S> found[kChunk];
-  int gaussians[kChunk];  // of the footprints
-  int count = 0;
-  Walk<S> at(in, begin);
-  Block<S> block;
-  for (int i = begin; i < end; ++i) {
-    radii[i] = 0;
-    state.first_slot[i] = 0;
-    at.to(i);
-    block.push(at, v, i);
-    if (block.count < Block<S>::kSize && i + 1 < end) continue;
-    count = find_candidates(in, camera, bool(at.inputs().cov3d), block, found, count);
-  }
-  TileLister<S> tiles(in.tiles_x(), touches);
-  Harmonics<S> harmonics;
-  int drawn = 0;
-  for (int c = 0; c < count; ++c) {
-    constexpr int ahead = 8, size = Harmonics<S>::kSize;
-    if (c % size == 0 && at.inputs().sh) {
-      harmonics.find(in.sh_degree, found + c, std::min(size, count - c));
+class ChunkProjection {
+ public:
+  ChunkProjection(const Inputs<S>& in, int v, ViewState<S>& state, std::int32_t* radii,
+                  Touches& touches, std::uint32_t* tile_count)
+      : in_(in), v_(v), camera_(in.camera(v)), state_(state), radii_(radii),
+        tiles_(in.tiles_x(), touches, tile_count) {}
+
+  // Gaussians [begin, end). Fills `drawn`, and returns how many are.
+  int run(int begin, int end, Drawn<S>* drawn) {
+    Walk<S> at(in_, begin);
+    for (int i = begin; i < end; ++i) {
+      radii_[i] = 0;
+      state_.first_slot[i] = 0;
+      at.to(i);
+      block_.push(at, v_, i);
+      if (block_.count == Block<S>::kSize || i + 1 == end) take_block();
     }
-    if (c + ahead < count) prefetch_color(*found[c + ahead].inputs, v, found[c + ahead].local);
-    const Candidate<S>& candidate = found[c];
-    const int i = candidate.gaussian;
-    S* record = state.records.data() + std::size_t(i) * state.record_stride;
-    if (!finish_candidate(v, candidate, harmonics, c % size, record)) continue;
-    radii[i] = static_cast<std::int32_t>(candidate.splat.radius);
-    depths[i] = candidate.splat.depth;
-    const int stack = in.shared ? 0 : candidate.layer;
-    tiles.add(drawn, footprint(candidate.splat, candidate.opacity, candidate.rect),
-              stack * in.tiles_x() * in.tiles_y());
-    gaussians[drawn++] = i;
+    tiles_.finish();
+    int count = 0;
+    for (int c = 0; c < seen_; ++c) {
+      state_.first_slot[splats_[c].gaussian] = tiles_.count(c);
+      drawn[count] = splats_[c];
+      count += tiles_.count(c) != 0;
+    }
+    return count;
   }
-  tiles.finish();
-  for (int c = 0; c < drawn; ++c) state.first_slot[gaussians[c]] = tiles.count(c);
-}
+
+ private:
+  // Projects the block and lists the tiles of those that land on the image.
+  void take_block() {
+    const bool has_cov = bool(block_.inputs[0]->cov3d), has_sh = bool(block_.inputs[0]->sh);
+    if (!has_cov) block_.find_covariances(in_.scale_modifier);
+    block_.project(camera_, in_.tiles_x(), in_.tiles_y());
+    int on[Block<S>::kSize], count = 0;
+    for (int k = 0; k < block_.count; ++k) {
+      on[count] = k;
+      count += block_.valid[k] != 0;
+    }
+    block_.count = 0;
+    if (count == 0) return;
+    constexpr int ahead = 8;
+    const auto fetch = [&](int n) {
+      if (n < count) prefetch_color(*block_.inputs[on[n]], v_, block_.local[on[n]]);
+    };
+    for (int n = 0; n < ahead; ++n) fetch(n);
+    block_.find_footprints();
+    if (has_sh) block_.find_basis(in_.sh_degree, camera_.position);
+    for (int n = 0; n < count; ++n) {
+      fetch(n + ahead);
+      take(on[n]);
+    }
+  }
+
+  void take(int k) {
+    const int i = block_.gaussian[k];
+    S* record = state_.records.data() + std::size_t(i) * state_.record_stride;
+    if (!finish_record(v_, block_, k, record)) return;
+    radii_[i] = static_cast<std::int32_t>(block_.radius[k]);
+    const int stack = in_.shared ? 0 : block_.layer[k];
+    tiles_.add(seen_, block_.footprint_of(k), stack * in_.tiles_x() * in_.tiles_y());
+    splats_[seen_++] = {block_.splat[0][k], static_cast<std::uint32_t>(i)};
+  }
+
+  const Inputs<S>& in_;
+  const int v_;
+  const Camera<S> camera_;
+  ViewState<S>& state_;
+  std::int32_t* radii_;
+  TileLister<S> tiles_;
+  Block<S> block_;
+  Drawn<S> splats_[kChunk];
+  int seen_ = 0;
+};
 
 // From numbers of tiles to their running sum.
 void accumulate_slots(Buffer<std::uint32_t>& first_slot, int n) {
@@ -420,10 +481,15 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
   state.record_stride = record_stride(in.features());
   state.records.resize(static_cast<std::size_t>(n) * state.record_stride);
   state.first_slot.resize(n + 1);
-  projected.depths.resize(n);
-  parallel_for(chunk_count(n), threads, [&](int chunk, int) {
-    project_chunk(in, v, chunk * kChunk, std::min(n, (chunk + 1) * kChunk), state, radii,
-                  projected.depths.data(), projected.touches[chunk]);
+  projected.drawn.resize(n);
+  projected.drawn_count.resize(chunk_count(n));
+  projected.tile_count.resize(std::size_t(threads) * in.tiles());
+  projected.tile_count.zero();
+  parallel_for(chunk_count(n), threads, [&](int chunk, int worker) {
+    const int begin = chunk * kChunk, end = std::min(n, begin + kChunk);
+    ChunkProjection<S> projection(in, v, state, radii, projected.touches[chunk],
+                                  projected.tile_count.data() + std::size_t(worker) * in.tiles());
+    projected.drawn_count[chunk] = projection.run(begin, end, projected.drawn.data() + begin);
   });
   accumulate_slots(state.first_slot, n);
 }
@@ -443,9 +509,9 @@ Vec3<S> planes_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera
   return color_backward(in, v, i, camera, mean, features, sum, grad);
 }
 
-// The gradients of the harmonics, which are most of what is written. Inline as `prefetch_color`.
+// The gradients of the harmonics, which are most of what is written.
 template <typename S>
-NATIVE_INLINE void prefetch_gradients(const Walk<S>& at, int v, const InputGradients<S>& grad) {
+void prefetch_gradients(const Walk<S>& at, int v, const InputGradients<S>& grad) {
   if (!grad.sh) return;
   const std::int64_t size = 3 * at.inputs().sh_rows;
   const S* row = grad.sh.at(v) + at.local() * size;
@@ -593,12 +659,7 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
       constexpr int ahead = 16;
       if (i + ahead < end) {
         next.to(i + ahead);
-        const InputGradients<S>& g = grads[next.part()];
-        if (g.sh) {
-          const std::int64_t size = 3 * next.inputs().sh_rows;
-          const S* to = g.sh.at(v) + next.local() * size;
-          for (std::int64_t k = 0; k < size; k += 64 / sizeof(S)) __builtin_prefetch(to + k, 1);
-        }
+        prefetch_gradients(next, v, grads[next.part()]);
       }
       if (i + ahead < end && state.first_slot[i + ahead] < state.first_slot[i + ahead + 1]) {
         if (wanted.first == 0) prefetch_color(next.inputs(), v, next.local());

@@ -19,6 +19,7 @@ enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kPlane, kGeometr
 struct Pair {
   std::uint32_t gaussian;
   std::uint32_t slot;  // its place among the splat's tiles, ordered by Gaussian
+  std::uint32_t rows;  // bit y set if pixel row y of the tile is touched
 };
 
 // Everything that the backward pass of one view needs. Tiles are those of all its stacks, one after
@@ -30,7 +31,6 @@ struct ViewState {
   Buffer<std::uint32_t> first_slot;  // (N + 1)
   Buffer<std::uint32_t> tile_start;  // (tiles + 1)
   Buffer<Pair> pairs;                // by tile, then front to back
-  Buffer<std::uint16_t> rows;        // per pair: bit y set if pixel row y of the tile is touched
   // Only if there will be a backward pass:
   Buffer<S> transmittance;           // (tiles, 256) after the last contributor
   Buffer<S> last;                    // (tiles, 256) position of the last contributor, -1 if none
@@ -92,17 +92,28 @@ class Touches {
   std::size_t size_ = 0;
 };
 
-// What the projection of a view hands to its binning.
+// A splat that is drawn.
+template <typename S>
+struct Drawn {
+  S depth;
+  std::uint32_t gaussian;
+};
+
+// What the projection of a view hands to its binning, and the memory of the latter.
 template <typename S>
 struct Projected {
-  Buffer<S> depths;              // (N), valid for drawn splats
-  std::vector<Touches> touches;  // per chunk of Gaussians, at least
+  std::vector<Touches> touches;       // per chunk of Gaussians, at least
+  Buffer<Drawn<S>> drawn;             // (N): of each chunk its first ones, in ascending order
+  Buffer<std::uint32_t> drawn_count;  // per chunk
+  Buffer<std::uint32_t> tile_count;   // (threads, tiles): pairs, by the thread that listed them
+  Buffer<Drawn<S>> items, spare;      // (drawn)
+  Buffer<std::uint32_t> order;        // (drawn): Gaussians, stack by stack, each front to back
+  Buffer<std::uint32_t> digits, cursors;
 };
 
 // Sorts the drawn splats by depth and lists them tile by tile.
 template <typename S>
-void bin_view(const Inputs<S>& in, int threads, const Projected<S>& projected,
-              ViewState<S>& state);
+void bin_view(const Inputs<S>& in, int threads, Projected<S>& projected, ViewState<S>& state);
 
 // Sums, per pair, of the gradients over the pixels of a tile: the moments, then the features, of
 // which only the wanted ones.
@@ -139,9 +150,12 @@ const native::Levels<Kernels>& levels();
 inline const Stages<float>& stages(float) { return levels().kernels().f32; }
 inline const Stages<double>& stages(double) { return levels().kernels().f64; }
 
+// GCC takes a function that does nothing but fetch for one without effect, and leaves its calls out:
+// the empty statement is an effect.
 NATIVE_INLINE void prefetch(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address);
+  __asm__ volatile("");
 #else
   (void)address;
 #endif
@@ -150,6 +164,7 @@ NATIVE_INLINE void prefetch(const void* address) {
 NATIVE_INLINE void prefetch_for_write(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address, 1);
+  __asm__ volatile("");
 #else
   (void)address;
 #endif

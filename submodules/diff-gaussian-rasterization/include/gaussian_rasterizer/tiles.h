@@ -19,10 +19,10 @@ struct TileRect {
   int x0, y0, x1, y1;  // tiles, end exclusive
 };
 
-// floor(v / 16) limited to [0, count] before the conversion, so that no input can overflow.
+// floor(v / 16) limited to [0, count] before the conversion, so that no input can overflow; 0 of NaN.
 template <typename S>
 GR_HD int tile_index(S v, int count) {
-  return static_cast<int>(clamp(v * (S(1) / S(kTile)), S(0), S(count)));
+  return static_cast<int>(min_of(max_of(S(0), v * (S(1) / S(kTile))), S(count)));
 }
 
 template <typename S>
@@ -50,7 +50,6 @@ template <typename S>
 struct Footprint {
   S x, y;
   EllipseAxis<S> along_x, along_y;
-  S pad_x, pad_y;   // slack for rounding, in pixels
   TileRect rect;
 };
 
@@ -67,26 +66,28 @@ GR_HD EllipseAxis<S> ellipse_axis(S a, S b, S cov, S cov_xy, S det, S tau) {
   return {half, half * cov_xy / cov, -b * inv_a, tau * inv_a, inv_a * inv_a * det};
 }
 
-// Slack for rounding: the kernel's quadratic form loses a relative epsilon times the condition.
+// Slack for rounding of an extent, in pixels.
 template <typename S>
-GR_HD Footprint<S> footprint(const Splat<S>& s, S opacity, const TileRect& rect) {
-  Footprint<S> f;
-  f.x = s.x;
-  f.y = s.y;
-  f.rect = rect;
-  if (!(opacity >= S(kMinAlpha))) {
-    f.rect.y1 = f.rect.y0;
-    return f;
-  }
+GR_HD S pad(const EllipseAxis<S>& e) {
+  return S(1e-2) + S(1e-5) * e.half;
+}
+
+// Where d^T K d is at most `level`, with slack for rounding: the kernel's quadratic form loses a
+// relative epsilon times the condition. Without a branch.
+template <typename S>
+GR_HD Footprint<S> footprint_within(const Splat<S>& s, S level, const TileRect& rect) {
   const S slack = S(1e-5) + S(1e-6) * s.conic_xx * s.cov_xx;
-  const S level = max_of(S(2) * std::log(opacity * S(255)), S(0));
   const S tau = level * (S(1) + slack) + S(1e-4) + slack;
   const S det = s.conic_xx / s.cov_yy;  // of the conic; a difference of products would cancel
-  f.along_x = ellipse_axis(s.conic_xx, s.conic_xy, s.cov_xx, s.cov_xy, det, tau);
-  f.along_y = ellipse_axis(s.conic_yy, s.conic_xy, s.cov_yy, s.cov_xy, det, tau);
-  f.pad_x = S(1e-2) + S(1e-5) * f.along_x.half;
-  f.pad_y = S(1e-2) + S(1e-5) * f.along_y.half;
-  return f;
+  return {s.x, s.y, ellipse_axis(s.conic_xx, s.conic_xy, s.cov_xx, s.cov_xy, det, tau),
+          ellipse_axis(s.conic_yy, s.conic_xy, s.cov_yy, s.cov_xy, det, tau), rect};
+}
+
+// Nowhere if the opacity is below that of the faintest pixel.
+template <typename S>
+GR_HD Footprint<S> footprint(const Splat<S>& s, S opacity, TileRect rect) {
+  if (!(opacity >= S(kMinAlpha))) rect.y1 = rect.y0;
+  return footprint_within(s, max_of(S(2) * std::log(opacity * S(255)), S(0)), rect);
 }
 
 // Extent along an axis of the part of the ellipse whose other coordinate is in [low, high]
@@ -109,9 +110,10 @@ template <typename S>
 GR_HD Span tile_span(const Footprint<S>& f, int ty) {
   const S top = S(ty * kTile) - f.y;
   S first, last;
-  const bool any = slab_extent(f.along_x, f.along_y.half, top - f.pad_y,
-                               top + S(kTile - 1) + f.pad_y, first, last);
-  const S low = f.x + first - f.pad_x - S(kTile - 1), high = f.x + last + f.pad_x;
+  const S pad_x = pad(f.along_x), pad_y = pad(f.along_y);
+  const bool any = slab_extent(f.along_x, f.along_y.half, top - pad_y,
+                               top + S(kTile - 1) + pad_y, first, last);
+  const S low = f.x + first - pad_x - S(kTile - 1), high = f.x + last + pad_x;
   const S inv_tile = S(1) / S(kTile);
   const S tile_low = std::ceil(clamp(low * inv_tile, S(f.rect.x0), S(f.rect.x1)));
   const int t1 = static_cast<int>(clamp(high * inv_tile, S(0), S(f.rect.x1)));
@@ -124,11 +126,12 @@ template <typename S>
 GR_HD Span row_span(const Footprint<S>& f, int tx, int ty) {
   const S left = S(tx * kTile) - f.x;
   S first, last;
-  const bool any = slab_extent(f.along_y, f.along_x.half, left - f.pad_x,
-                               left + S(kTile - 1) + f.pad_x, first, last);
+  const S pad_x = pad(f.along_x), pad_y = pad(f.along_y);
+  const bool any = slab_extent(f.along_y, f.along_x.half, left - pad_x,
+                               left + S(kTile - 1) + pad_x, first, last);
   const S top = S(ty * kTile) - f.y;
-  const S low = clamp(first - f.pad_y - top, S(0), S(kTile));
-  const S high = clamp(last + f.pad_y - top, S(-1), S(kTile - 1));
+  const S low = clamp(first - pad_y - top, S(0), S(kTile));
+  const S high = clamp(last + pad_y - top, S(-1), S(kTile - 1));
   return {static_cast<int>(std::ceil(low)), any ? static_cast<int>(std::floor(high)) : -1};
 }
 
