@@ -13,7 +13,7 @@ namespace NATIVE_LEVEL {
 
 // Splats staged at a time, one bit each in the mask of a row: few enough for the first cache.
 constexpr int kBatch = 64;
-constexpr int kFar = 24;  // pairs; staging does little else than wait for their records
+constexpr int kFar = 40;  // pairs; staging does little else than wait for their records
 
 // Splats whose alphas are computed at a time: each takes some 60 cycles, and processors do not look
 // ahead far enough to begin the next ones early.
@@ -117,7 +117,8 @@ struct Few {
   // Takes the first splats out of `bits`; kNone where there are no more.
   void take(const Batch<S>& batch, std::uint64_t& bits, int g) {
     for (int& i : at) {
-      i = bits != 0 ? lowest_bit(bits) : Batch<S>::kNone;
+      static_assert(Batch<S>::kNone == 64, "what is found where there are no more");
+      i = lowest_bit_or_64(bits);
       bits &= bits - 1;
     }
     for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], g);

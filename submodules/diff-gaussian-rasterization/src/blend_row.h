@@ -19,6 +19,16 @@ inline int lowest_bit(std::uint64_t bits) {
 #endif
 }
 
+// The same; 64 if there is none. One instruction where there is one, as the processor would guess
+// wrong at the end of almost every row.
+inline int lowest_bit_or_64(std::uint64_t bits) {
+#if defined(__BMI__)
+  return static_cast<int>(_tzcnt_u64(bits));
+#else
+  return bits != 0 ? lowest_bit(bits) : 64;
+#endif
+}
+
 template <typename S>
 constexpr int kGroups = kTile / Pack<S>::lanes;  // packs in a row of a tile
 

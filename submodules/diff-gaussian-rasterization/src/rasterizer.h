@@ -170,6 +170,6 @@ NATIVE_INLINE void prefetch_for_write(const void* address) {
 #endif
 }
 
-constexpr std::uint32_t kAhead = 6;  // records are scattered: fetched this many pairs ahead
+constexpr std::uint32_t kAhead = 12;  // records are scattered: fetched this many pairs ahead
 
 }  // namespace gr
