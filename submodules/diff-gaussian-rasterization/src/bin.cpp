@@ -179,7 +179,7 @@ void place_tiles(int tiles, int threads, const Projected<S>& projected, ViewStat
 
 template <typename S>
 void bin_view(const Inputs<S>& in, int threads, Projected<S>& projected, ViewState<S>& state) {
-  const int tiles = in.tiles();
+  const int tiles = tile_count(in);
   place_tiles(tiles, threads, projected, state);
   join_drawn(chunk_count(in.gaussians), threads, projected);
   sort_stacks(in, threads, projected);

@@ -11,23 +11,23 @@ namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
 
-// A tile while it is being blended: planes of 16x16 pixels. A pixel that has stopped keeps its
+// A tile while it is being blended: planes of kTileRows rows of 16 pixels. A pixel that has stopped keeps its
 // transmittance negated: so the next batch knows it.
 template <typename S>
 struct Tile {
   S *transmittance, *last;  // last: position of the last contributor
-  S* planes;                // (sums of a pixel, 256)
+  S* planes;                // (sums of a pixel, kPixels)
   std::uint32_t live;       // bit y set while a pixel of row y goes on
 
   void start(int sums, int columns, int rows) {
-    std::fill_n(planes, sums * kTilePixels, S(0));
-    std::fill_n(last, kTilePixels, S(-1));
-    for (int y = 0; y < kTile; ++y) {
+    std::fill_n(planes, sums * kPixels, S(0));
+    std::fill_n(last, kPixels, S(-1));
+    for (int y = 0; y < kTileRows; ++y) {
       for (int x = 0; x < kTile; ++x) {
         transmittance[y * kTile + x] = x < columns && y < rows ? S(1) : S(-1);
       }
     }
-    live = (1u << rows) - 1;
+    live = (2u << (rows - 1)) - 1;
   }
 };
 
@@ -50,7 +50,7 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
   if (!any(at_least(left, least))) return false;
   if (Keep) last = load(tile.last + pixel, P());
   P own_sums[K > 0 ? K : 1];
-  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kTilePixels + pixel, P());
+  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kPixels + pixel, P());
   Few<S> few, next_few;
   few.take(batch, bits, g);
   for (bool more = true; more; few = next_few) {
@@ -71,7 +71,7 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
         own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
       }
       for (int k = 0; K == 0 && k < count; ++k) {
-        S* sum = tile.planes + (batch.plane[i] + k) * kTilePixels + pixel;
+        S* sum = tile.planes + (batch.plane[i] + k) * kPixels + pixel;
         store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
       }
     }
@@ -80,7 +80,7 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
   const auto goes_on = at_least(left, least);
   store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
   if (Keep) store(tile.last + pixel, last);
-  for (int k = 0; k < K; ++k) store(tile.planes + k * kTilePixels + pixel, own_sums[k]);
+  for (int k = 0; k < K; ++k) store(tile.planes + k * kPixels + pixel, own_sums[k]);
   return any(goes_on);
 }
 
@@ -125,21 +125,21 @@ template <typename S>
 void write_tile(const Inputs<S>& in, std::size_t image, int tx, int ty, const Tile<S>& tile,
                 const S* planes, S share, const Outputs<S>& out) {
   const int columns = std::min(kTile, in.width - tx * kTile);
-  const int rows = std::min(kTile, in.height - ty * kTile);
+  const int rows = std::min(kTileRows, in.height - ty * kTileRows);
   const std::size_t plane = std::size_t(in.width) * in.height;
-  const std::size_t corner = std::size_t(ty * kTile) * in.width + tx * kTile;
+  const std::size_t corner = std::size_t(ty * kTileRows) * in.width + tx * kTile;
   for (int y = 0; y < rows; ++y) {
     const S *t = tile.transmittance + y * kTile, *sums = planes + y * kTile;
     const std::size_t row = corner + std::size_t(y) * in.width;
     S line[kTile];
-    for (int k = 0; k < in.planes(); ++k, sums += kTilePixels) {
+    for (int k = 0; k < in.planes(); ++k, sums += kPixels) {
       const S behind = share * in.background[k];
       for (int x = 0; x < kTile; ++x) line[x] = sums[x] + t[x] * behind;
       write_row(line, columns, out.color + (image * in.planes() + k) * plane + row);
     }
     for (int x = 0; x < kTile; ++x) line[x] = in.shared ? sums[x] : S(1) - t[x];
     write_row(line, columns, out.alpha + image * plane + row);
-    const S* depths = planes + in.depth_feature() * kTilePixels + y * kTile;
+    const S* depths = planes + in.depth_feature() * kPixels + y * kTile;
     write_row(depths, columns, out.depth + image * plane + row);
   }
 }
@@ -148,11 +148,11 @@ void write_tile(const Inputs<S>& in, std::size_t image, int tx, int ty, const Ti
 template <typename S>
 void finish_tile(const Inputs<S>& in, int v, int stack, int tx, int ty, const Tile<S>& tile,
                  const Outputs<S>& out) {
-  for (int i = 0; i < kTilePixels; ++i) tile.transmittance[i] = std::fabs(tile.transmittance[i]);
+  for (int i = 0; i < kPixels; ++i) tile.transmittance[i] = std::fabs(tile.transmittance[i]);
   const std::size_t first = std::size_t(v) * in.layers;
   if (!in.shared) return write_tile(in, first + stack, tx, ty, tile, tile.planes, S(1), out);
   for (int layer = 0; layer < in.layers; ++layer) {
-    const S* planes = tile.planes + layer * in.features() * kTilePixels;
+    const S* planes = tile.planes + layer * in.features() * kPixels;
     write_tile(in, first + layer, tx, ty, tile, planes, S(1) / S(in.layers), out);
   }
 }
@@ -160,24 +160,24 @@ void finish_tile(const Inputs<S>& in, int v, int stack, int tx, int ty, const Ti
 template <typename S, int K>
 void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S>& state,
                  const Outputs<S>& out) {
-  const int tiles_x = in.tiles_x(), per_stack = tiles_x * in.tiles_y(), features = in.features();
+  const int tiles_x = in.tiles_x(), per_stack = tiles_per_stack(in), features = in.features();
   Buffer<Batch<S>> batches;
   // Per thread: the features of its batch, the sums of its tile, what of the tile is not kept.
   Buffer<S> memory;
   const std::size_t staged = std::size_t(features) * Batch<S>::kSize;
-  const std::size_t per_thread = staged + std::size_t(in.sums() + 2) * kTilePixels;
+  const std::size_t per_thread = staged + std::size_t(in.sums() + 2) * kPixels;
   batches.resize(threads);
   memory.resize(per_thread * threads);
-  parallel_for(in.tiles(), threads, [&](int t, int worker) {
+  parallel_for(tile_count(in), threads, [&](int t, int worker) {
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
-    const std::size_t kept = std::size_t(t) * kTilePixels;
+    const std::size_t kept = std::size_t(t) * kPixels;
     Batch<S>& batch = batches[worker];
     batch.start(memory.data() + per_thread * worker, features, tx, ty);
     S* planes = batch.far_features + staged;
-    S* spare = planes + std::size_t(in.sums()) * kTilePixels;
+    S* spare = planes + std::size_t(in.sums()) * kPixels;
     Tile<S> tile{keep ? state.transmittance.data() + kept : spare,
-                 keep ? state.last.data() + kept : spare + kTilePixels, planes, 0};
-    tile.start(in.sums(), in.width - tx * kTile, std::min(kTile, in.height - ty * kTile));
+                 keep ? state.last.data() + kept : spare + kPixels, planes, 0};
+    tile.start(in.sums(), in.width - tx * kTile, std::min(kTileRows, in.height - ty * kTileRows));
     // In double precision the compiler chooses what to contract: one version, so the same bits.
     if (keep || std::is_same<S, double>::value) {
       blend_tile<S, K, true>(in, state, t, batch, tile);
@@ -193,7 +193,7 @@ void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S
 template <typename S>
 void blend_view(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S>& state,
                 const Outputs<S>& out) {
-  const std::size_t pixels = keep ? std::size_t(in.tiles()) * kTilePixels : 0;
+  const std::size_t pixels = keep ? std::size_t(tile_count(in)) * kPixels : 0;
   state.transmittance.resize(pixels);
   state.last.resize(pixels);
   const int sums = in.shared ? 0 : in.features();

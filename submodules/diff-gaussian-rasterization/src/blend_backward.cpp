@@ -12,19 +12,19 @@ namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
 
-// A tile on its way back, as planes of 16x16 pixels.
+// A tile on its way back, as planes of kTileRows rows of 16 pixels.
 template <typename S>
 struct TileBack {
   S* transmittance;   // behind the splats that are still to come
   S* behind;          // the part of dL/dT that comes from behind them
   S* gradients;       // dL/d(image) of each wanted feature: with `shared`, of each layer
   const S* last;      // position of the last contributor
-  S row_last[kTile];  // the highest of each row
+  S row_last[kTileRows];  // the highest of each row
 
-  static std::size_t size(int gradients) { return std::size_t(2 + gradients) * kTilePixels; }
+  static std::size_t size(int gradients) { return std::size_t(2 + gradients) * kPixels; }
 
   TileBack(S* memory, const S* last_)
-      : transmittance(memory), behind(memory + kTilePixels), gradients(behind + kTilePixels),
+      : transmittance(memory), behind(memory + kPixels), gradients(behind + kPixels),
         last(last_) {}
 };
 
@@ -39,12 +39,12 @@ inline void read_row(const S* from, int columns, S* to) {
   }
 }
 
-// The greatest of a row of a tile.
-template <typename S>
-inline S greatest(const S* row) {
-  S at[kTile];
-  std::memcpy(at, row, sizeof at);
-  for (int half = kTile / 2; half > 0; half /= 2) {
+// The greatest of Count values.
+template <int Count, typename S>
+inline S greatest(const S* values) {
+  S at[Count];
+  std::memcpy(at, values, sizeof at);
+  for (int half = Count / 2; half > 0; half /= 2) {
     for (int x = 0; x < half; ++x) at[x] = at[x] < at[x + half] ? at[x + half] : at[x];
   }
   return at[0];
@@ -85,7 +85,7 @@ struct Kernel {
     }
     S* row = tile.gradients + y * kTile;
     for (int layer = 0; layer < (in.shared ? in.layers : 1); ++layer) {
-      for (int k = wanted.first; k < wanted.end; ++k, row += kTilePixels) {
+      for (int k = wanted.first; k < wanted.end; ++k, row += kPixels) {
         read_row(gradient(first + layer, k, pixel), columns, row);
         if (k >= in.planes()) continue;
         for (int x = 0; x < kTile; ++x) by_final[x] += in.background[k] * row[x];
@@ -101,15 +101,15 @@ struct Kernel {
   // Tile (tx, ty) of a stack. Returns the position after the last contributor.
   int start(int stack, int tx, int ty, TileBack<S>& tile, const S* transmittance) const {
     const int columns = std::min(kTile, in.width - tx * kTile);
-    const int rows = std::min(kTile, in.height - ty * kTile);
-    std::fill_n(tile.row_last, kTile, S(-1));  // rows outside of the image are never looked at
+    const int rows = std::min(kTileRows, in.height - ty * kTileRows);
+    std::fill_n(tile.row_last, kTileRows, S(-1));  // rows outside of the image are never looked at
     for (int y = 0; y < rows; ++y) {
       const S* last = tile.last + y * kTile;
-      tile.row_last[y] = greatest(last);
-      const std::size_t pixel = std::size_t(ty * kTile + y) * in.width + tx * kTile;
+      tile.row_last[y] = greatest<kTile>(last);
+      const std::size_t pixel = std::size_t(ty * kTileRows + y) * in.width + tx * kTile;
       start_row(tile, stack, y, transmittance + y * kTile, pixel, columns);
     }
-    return static_cast<int>(greatest(tile.row_last)) + 1;
+    return static_cast<int>(greatest<kTileRows>(tile.row_last)) + 1;
   }
 };
 
@@ -148,7 +148,7 @@ std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileB
   P t = load(tile.transmittance + pixel, P()), behind = load(tile.behind + pixel, P());
   P own_gradients[K > 0 ? K : 1];
   const S* gradients = tile.gradients + pixel;
-  for (int k = 0; k < K; ++k) own_gradients[k] = load(gradients + k * kTilePixels, P());
+  for (int k = 0; k < K; ++k) own_gradients[k] = load(gradients + k * kPixels, P());
   std::uint64_t drawn_ones = 0;
   Few<S> few, next_few;
   few.take(batch, bits, g);
@@ -171,7 +171,7 @@ std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileB
       const S* features = batch.template features<K>(i, feature);
       for (int k = 0; k < count; ++k) {
         const P g_k = K > 0 ? own_gradients[k]
-                            : load(gradients + (batch.plane[i] + k) * kTilePixels, P());
+                            : load(gradients + (batch.plane[i] + k) * kPixels, P());
         if (Moments) along = fma(g_k, broadcast(features[k], P()), along);
         P& by_feature = sum[Sums<S, Moments>::kFeatures + k];
         by_feature = fma(weight, g_k, by_feature);
@@ -220,7 +220,7 @@ template <typename S, int K, bool Moments>
 std::uint64_t gather_batch(Batch<S>& batch, int top, int count, int feature,
                            const TileBack<S>& tile, const Sums<S, Moments>& sums) {
   std::uint64_t drawn = 0;
-  for (int y = 0; y < kTile; ++y) {
+  for (int y = 0; y < kTileRows; ++y) {
     const int behind = std::max(0, top - static_cast<int>(tile.row_last[y]));
     if (behind >= count) continue;
     const std::uint64_t bits = batch.rows[y] & (~std::uint64_t(0) << behind);
@@ -262,7 +262,7 @@ void gather_tile(const Kernel<S>& kernel, std::uint32_t first, int end,
 template <typename S, int K, bool Moments>
 void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs) {
   const Inputs<S>& in = kernel.in;
-  const int tiles_x = in.tiles_x(), per_stack = tiles_x * in.tiles_y();
+  const int tiles_x = in.tiles_x(), per_stack = tiles_per_stack(in);
   Buffer<Batch<S>> batches;
   Buffer<S> memory;  // per thread: the features of its batch, its tile
   Buffer<Pack<S>> packs;
@@ -272,11 +272,11 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
   batches.resize(threads);
   memory.resize(per_thread * threads);
   packs.resize(Sums<S, Moments>::size(count) * threads);
-  parallel_for(in.tiles(), threads, [&](int t, int worker) {
+  parallel_for(tile_count(in), threads, [&](int t, int worker) {
     const std::uint32_t first = kernel.state.tile_start[t];
     if (first == kernel.state.tile_start[t + 1]) return;
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
-    const std::size_t kept = std::size_t(t) * kTilePixels;
+    const std::size_t kept = std::size_t(t) * kPixels;
     Batch<S>& batch = batches[worker];
     batch.start(memory.data() + per_thread * worker, count, tx, ty);
     TileBack<S> tile(batch.far_features + staged, kernel.state.last.data() + kept);

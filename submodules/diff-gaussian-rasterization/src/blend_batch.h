@@ -33,7 +33,7 @@ struct Batch {
   alignas(64) S place[kSize];                            // position in the list of the tile
   alignas(64) S dy[kSize], slope[kSize], offset[kSize];  // of the row that is drawn
   int plane[kSize];            // the first plane of the pixel that the features belong to
-  std::uint64_t rows[kTile];   // bit i set if splat i touches the row
+  std::uint64_t rows[kTileRows];  // bit i set if splat i touches the row
   S* far_features;             // (kSize, size), where `features` does not find them in splats
   int size;                    // features that are blended
   int top;                     // pixel row at which the tile begins
@@ -43,7 +43,7 @@ struct Batch {
   void start(S* memory, int size_, int tx, int ty) {
     far_features = memory;
     size = size_;
-    top = ty * kTile;
+    top = ty * kTileRows;
     for (int g = 0; g < kGroups<S>; ++g) {
       columns[g] = broadcast(S(tx * kTile), Pack<S>()) + lane_numbers<S>(g);
     }
@@ -58,7 +58,7 @@ struct Batch {
   template <int K, int Step>
   void stage(const ViewState<S>& state, std::uint32_t first, std::uint32_t p, int count,
              int feature) {
-    std::uint64_t toggles[kTile + 1] = {};  // a splat touches successive rows
+    std::uint64_t toggles[kTileRows + 1] = {};  // a splat touches successive rows
     for (int i = 0; i < kBatch; ++i) place[i] = S(static_cast<int>(p - first) + Step * i);
     for (int i = 0; i < count; ++i, p += Step) {
       const std::int64_t far = std::int64_t(p) + Step * kFar;
@@ -78,7 +78,7 @@ struct Batch {
       toggles[lowest_bit(touched + lowest)] ^= bit;  // the row after the last
     }
     std::uint64_t touching = 0;
-    for (int row = 0; row < kTile; ++row) rows[row] = touching ^= toggles[row];
+    for (int row = 0; row < kTileRows; ++row) rows[row] = touching ^= toggles[row];
   }
 
   // The staged features of splat i; K and `feature` as they were staged.

@@ -18,22 +18,23 @@ template <typename S>
 struct SplatRows {
   Pack<S> dx[kGroups<S>];
   Pack<S> xx, opacity;
-  alignas(64) S dy[kTile], slope[kTile], offset[kTile];
+  alignas(64) S dy[kTileRows], slope[kTileRows], offset[kTileRows];
 
   SplatRows(const S* record, int tile_x, int tile_y) {
-    const Pack<S> x = broadcast(record[kX] - S(tile_x * kTile), Pack<S>());
-    const Pack<S> y = broadcast(record[kY] - S(tile_y * kTile), Pack<S>());
-    const Pack<S> xy = broadcast(record[kQuadXY], Pack<S>());
-    const Pack<S> yy = broadcast(record[kQuadYY], Pack<S>());
-    xx = broadcast(record[kQuadXX], Pack<S>());
-    opacity = broadcast(record[kOpacity], Pack<S>());
+    using P = Pack<S>;
+    const P xy = broadcast(record[kQuadXY], P()), yy = broadcast(record[kQuadYY], P());
+    xx = broadcast(record[kQuadXX], P());
+    opacity = broadcast(record[kOpacity], P());
     for (int g = 0; g < kGroups<S>; ++g) {
-      const Pack<S> lane = lane_numbers<S>(g);
-      dx[g] = x - lane;
-      const Pack<S> row_dy = y - lane;  // as many rows as columns
-      store(dy + g * Pack<S>::lanes, row_dy);
-      store(slope + g * Pack<S>::lanes, row_slope(xy, row_dy));
-      store(offset + g * Pack<S>::lanes, row_offset(yy, row_dy));
+      const P column = broadcast(S(tile_x * kTile), P()) + lane_numbers<S>(g);
+      dx[g] = broadcast(record[kX], P()) - column;
+    }
+    for (int y = 0; y < kTileRows; y += P::lanes) {
+      const P row = broadcast(S(tile_y * kTileRows + y), P()) + lane_numbers<S>(0);
+      const P row_dy = broadcast(record[kY], P()) - row;
+      store(dy + y, row_dy);
+      store(slope + y, row_slope(xy, row_dy));
+      store(offset + y, row_offset(yy, row_dy));
     }
   }
 
@@ -46,13 +47,13 @@ struct SplatRows {
 // A tile while it is gone through: plain pixels, with the decisions of blend.cpp.
 template <typename S>
 struct CountedTile {
-  alignas(64) S transmittance[kTilePixels];  // negative: has stopped, or is outside of the image
+  alignas(64) S transmittance[kPixels];  // negative: has stopped, or is outside of the image
   const S* last;                             // position of the last contributor
   int columns, rows;                         // inside of the image
 
   CountedTile(const S* last_, int columns_, int rows_)
-      : last(last_), columns(std::min(kTile, columns_)), rows(std::min(kTile, rows_)) {
-    for (int i = 0; i < kTilePixels; ++i) {
+      : last(last_), columns(std::min(kTile, columns_)), rows(std::min(kTileRows, rows_)) {
+    for (int i = 0; i < kPixels; ++i) {
       transmittance[i] = i % kTile < columns && i / kTile < rows ? S(1) : S(-1);
     }
   }
@@ -89,8 +90,8 @@ template <typename S>
 PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index) {
   const int in_stack = index % (in.tiles_x() * in.tiles_y());
   const int tx = in_stack % in.tiles_x(), ty = in_stack / in.tiles_x();
-  CountedTile<S> tile(state.last.data() + std::size_t(index) * kTilePixels,
-                      in.width - tx * kTile, in.height - ty * kTile);
+  CountedTile<S> tile(state.last.data() + std::size_t(index) * kPixels,
+                      in.width - tx * kTile, in.height - ty * kTileRows);
   PairCounts counts;
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end; ++p) {
@@ -253,7 +254,7 @@ PairCounts count_pairs(const Inputs<S>& in, const ViewState<S>& state, int threa
   Buffer<PairCounts> per_worker;
   per_worker.resize(threads);
   for (int worker = 0; worker < threads; ++worker) per_worker[worker] = PairCounts();
-  parallel_for(in.tiles(), threads,
+  parallel_for(tile_count(in), threads,
                [&](int t, int worker) { add(per_worker[worker], count_tile(in, state, t)); });
   PairCounts all;
   for (int worker = 0; worker < threads; ++worker) add(all, per_worker[worker]);

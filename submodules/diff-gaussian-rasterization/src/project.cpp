@@ -22,9 +22,8 @@ void geometry_record(const Splat<S>& splat, S opacity, S* record) {
   record[kOpacity] = opacity;
 }
 
-std::uint16_t row_bits(Span span) {
-  if (span.first > span.last) return 0;
-  return static_cast<std::uint16_t>((2u << span.last) - (1u << span.first));
+std::uint32_t row_bits(int first, int last) {
+  return first > last ? 0 : (2u << last) - (1u << first);
 }
 
 // One axis of a footprint, as an array: what a span along it needs.
@@ -51,10 +50,12 @@ class TileLister {
     fill_side(f, f.along_y, f.along_x, along_y_[c]);
     first_tile_[c] = first_tile;
     counts_[c] = 0;
-    for (int ty = f.rect.y0; ty < f.rect.y1; ++ty) {
+    const int top = f.rect.y0 * kTile, end = f.rect.y1 * kTile;
+    for (int ty = top / kTileRows; ty * kTileRows < end; ++ty) {
       x0_[rows_.count] = f.rect.x0;
       x1_[rows_.count] = f.rect.x1;
-      rows_.push(c, along_x, 0, ty);
+      rows_.push(c, along_x, 0, ty, std::max(top, ty * kTileRows),
+                 std::min(end, (ty + 1) * kTileRows));
       if (rows_.count == kItems) list_tiles();
     }
   }
@@ -71,13 +72,16 @@ class TileLister {
   struct Items {
     int count = 0;
     int number[kItems], tx[kItems] = {}, ty[kItems] = {};
+    int top[kItems] = {}, end[kItems] = {};  // pixel rows of the rectangle in them
     alignas(64) S side[kSide][kItems] = {};
 
-    void push(int c, const S* values, int x, int y) {
+    void push(int c, const S* values, int x, int y, int top_, int end_) {
       for (int k = 0; k < kSide; ++k) side[k][count] = values[k];
       number[count] = c;
       tx[count] = x;
       ty[count] = y;
+      top[count] = top_;
+      end[count] = end_;
       ++count;
     }
     EllipseAxis<S> along(int i) const {
@@ -105,14 +109,14 @@ class TileLister {
     for (int k = 0; k < kItems; ++k) {
       const Footprint<S> f{rows_.side[kCentreX][k], rows_.side[kCentreY][k], rows_.along(k),
                            rows_.other(k), {x0_[k], 0, x1_[k], 0}};
-      const Span span = tile_span(f, rows_.ty[k]);
+      const Span span = tile_span(f, rows_.top[k], rows_.end[k]);
       first[k] = span.first;
       last[k] = span.last;
     }
     for (int k = 0; k < rows_.count; ++k) {
       const int c = rows_.number[k];
       for (int tx = first[k]; tx <= last[k]; ++tx) {
-        tiles_.push(c, along_y_[c], tx, rows_.ty[k]);
+        tiles_.push(c, along_y_[c], tx, rows_.ty[k], rows_.top[k], rows_.end[k]);
         if (tiles_.count == kItems) list_rows();
       }
     }
@@ -125,12 +129,12 @@ class TileLister {
     for (int k = 0; k < kItems; ++k) {
       const Footprint<S> f{tiles_.side[kCentreX][k], tiles_.side[kCentreY][k], tiles_.other(k),
                            tiles_.along(k), {}};
-      const Span span = row_span(f, tiles_.tx[k], tiles_.ty[k]);
-      first[k] = span.first;
-      last[k] = span.last;
+      const Span span = row_span(f, tiles_.tx[k], tiles_.top[k], tiles_.end[k]);
+      first[k] = span.first - tiles_.ty[k] * kTileRows;
+      last[k] = span.last - tiles_.ty[k] * kTileRows;
     }
     for (int k = 0; k < tiles_.count; ++k) {
-      const std::uint16_t rows = row_bits({first[k], last[k]});
+      const std::uint32_t rows = row_bits(first[k], last[k]);
       if (rows == 0) continue;
       const int c = tiles_.number[k];
       const int tile = first_tile_[c] + tiles_.ty[k] * tiles_x_ + tiles_.tx[k];
@@ -440,7 +444,7 @@ class ChunkProjection {
     if (!finish_record(v_, block_, k, record)) return;
     radii_[i] = static_cast<std::int32_t>(block_.radius[k]);
     const int stack = in_.shared ? 0 : block_.layer[k];
-    tiles_.add(seen_, block_.footprint_of(k), stack * in_.tiles_x() * in_.tiles_y());
+    tiles_.add(seen_, block_.footprint_of(k), stack * tiles_per_stack(in_));
     splats_[seen_++] = {block_.splat[0][k], static_cast<std::uint32_t>(i)};
   }
 
@@ -483,12 +487,12 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
   state.first_slot.resize(n + 1);
   projected.drawn.resize(n);
   projected.drawn_count.resize(chunk_count(n));
-  projected.tile_count.resize(std::size_t(threads) * in.tiles());
+  projected.tile_count.resize(std::size_t(threads) * tile_count(in));
   projected.tile_count.zero();
   parallel_for(chunk_count(n), threads, [&](int chunk, int worker) {
     const int begin = chunk * kChunk, end = std::min(n, begin + kChunk);
     ChunkProjection<S> projection(in, v, state, radii, projected.touches[chunk],
-                                  projected.tile_count.data() + std::size_t(worker) * in.tiles());
+                                  projected.tile_count.data() + std::size_t(worker) * tile_count(in));
     projected.drawn_count[chunk] = projection.run(begin, end, projected.drawn.data() + begin);
   });
   accumulate_slots(state.first_slot, n);

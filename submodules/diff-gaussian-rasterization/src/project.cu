@@ -14,7 +14,7 @@ constexpr int kAlone = 16;  // tiles that one thread lists by itself; more are l
 // round differently in each.
 template <typename S>
 NATIVE_NOINLINE __device__ Span stored_span(const Footprint<S>* footprint, int ty) {
-  return tile_span(*footprint, ty);
+  return tile_span(*footprint, ty * kTile, (ty + 1) * kTile);
 }
 
 __device__ __forceinline__ int width_of(const Span& span) {

@@ -15,6 +15,23 @@ namespace gr {
 // kPlane: the first of the pixel's sums that the features are added to.
 enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kPlane, kGeometry = 8 };
 
+// The CPU lists splats by tiles that are taller than the published ones: by a fourth fewer pairs.
+constexpr int kTileRows = 32;
+constexpr int kPixels = kTile * kTileRows;
+
+template <typename S>
+NATIVE_INLINE int tile_rows(const Inputs<S>& in) {
+  return (in.height + kTileRows - 1) / kTileRows;
+}
+template <typename S>
+NATIVE_INLINE int tiles_per_stack(const Inputs<S>& in) {
+  return in.tiles_x() * tile_rows(in);
+}
+template <typename S>
+NATIVE_INLINE int tile_count(const Inputs<S>& in) {  // of one view
+  return in.stacks() * tiles_per_stack(in);
+}
+
 // One splat in one tile.
 struct Pair {
   std::uint32_t gaussian;
@@ -32,8 +49,8 @@ struct ViewState {
   Buffer<std::uint32_t> tile_start;  // (tiles + 1)
   Buffer<Pair> pairs;                // by tile, then front to back
   // Only if there will be a backward pass:
-  Buffer<S> transmittance;           // (tiles, 256) after the last contributor
-  Buffer<S> last;                    // (tiles, 256) position of the last contributor, -1 if none
+  Buffer<S> transmittance;           // (tiles, kPixels) after the last contributor
+  Buffer<S> last;                    // (tiles, kPixels) position of the last contributor, -1 if none
 
   NATIVE_INLINE const S* record(std::uint32_t pair) const {
     return records.data() + std::size_t(pairs[pair].gaussian) * record_stride;
@@ -71,8 +88,7 @@ NATIVE_INLINE int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
 
 // A tile that a splat touches, and the pixel rows in it.
 struct Touch {
-  std::uint32_t tile;
-  std::uint16_t rows;
+  std::uint32_t tile, rows;
 };
 
 // The tiles of a chunk of Gaussians, in the order of the slots. It grows outside the kernels.

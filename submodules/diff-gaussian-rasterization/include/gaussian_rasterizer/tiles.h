@@ -105,34 +105,33 @@ GR_HD bool slab_extent(const EllipseAxis<S>& e, S half_other, S low, S high, S& 
   return low <= high;
 }
 
-// Tiles of tile row `ty` that the footprint touches.
+// Tiles that the footprint touches in the pixel rows [top, end).
 template <typename S>
-GR_HD Span tile_span(const Footprint<S>& f, int ty) {
-  const S top = S(ty * kTile) - f.y;
+GR_HD Span tile_span(const Footprint<S>& f, int top, int end) {
   S first, last;
   const S pad_x = pad(f.along_x), pad_y = pad(f.along_y);
-  const bool any = slab_extent(f.along_x, f.along_y.half, top - pad_y,
-                               top + S(kTile - 1) + pad_y, first, last);
+  const bool any = slab_extent(f.along_x, f.along_y.half, S(top) - f.y - pad_y,
+                               S(end - 1) - f.y + pad_y, first, last);
   const S low = f.x + first - pad_x - S(kTile - 1), high = f.x + last + pad_x;
   const S inv_tile = S(1) / S(kTile);
   const S tile_low = std::ceil(clamp(low * inv_tile, S(f.rect.x0), S(f.rect.x1)));
   const int t1 = static_cast<int>(clamp(high * inv_tile, S(0), S(f.rect.x1)));
-  const int end = t1 < f.rect.x1 ? t1 : f.rect.x1 - 1;
-  return {static_cast<int>(tile_low), any & (high >= S(0)) ? end : -1};
+  const int tile_end = t1 < f.rect.x1 ? t1 : f.rect.x1 - 1;
+  return {static_cast<int>(tile_low), any & (high >= S(0)) ? tile_end : -1};
 }
 
-// Pixel rows 0..15 of tile (tx, ty) that the footprint touches.
+// Pixel rows [top, end) that the footprint touches in the tiles of column tx.
 template <typename S>
-GR_HD Span row_span(const Footprint<S>& f, int tx, int ty) {
+GR_HD Span row_span(const Footprint<S>& f, int tx, int top, int end) {
   const S left = S(tx * kTile) - f.x;
   S first, last;
   const S pad_x = pad(f.along_x), pad_y = pad(f.along_y);
   const bool any = slab_extent(f.along_y, f.along_x.half, left - pad_x,
                                left + S(kTile - 1) + pad_x, first, last);
-  const S top = S(ty * kTile) - f.y;
-  const S low = clamp(first - pad_y - top, S(0), S(kTile));
-  const S high = clamp(last + pad_y - top, S(-1), S(kTile - 1));
-  return {static_cast<int>(std::ceil(low)), any ? static_cast<int>(std::floor(high)) : -1};
+  const S low = clamp(f.y + first - pad_y, S(top), S(end));
+  const S high = clamp(f.y + last + pad_y, S(top - 1), S(end - 1));
+  return {static_cast<int>(std::ceil(low)),
+          any ? static_cast<int>(std::floor(high)) : top - 1};
 }
 
 }  // namespace gr
