@@ -157,6 +157,17 @@ void finish_tile(const Inputs<S>& in, int v, int stack, int tx, int ty, const Ti
   }
 }
 
+// Fetches what a tile will be written to.
+template <typename S>
+void fetch_outputs(const Inputs<S>& in, std::size_t image, int tx, int ty, const Outputs<S>& out) {
+  const std::size_t plane = std::size_t(in.width) * in.height;
+  for (int k = 0; k < in.planes(); ++k) {
+    fetch_rows<true>(in, tx, ty, out.color + (image * in.planes() + k) * plane);
+  }
+  fetch_rows<true>(in, tx, ty, out.alpha + image * plane);
+  fetch_rows<true>(in, tx, ty, out.depth + image * plane);
+}
+
 template <typename S, int K>
 void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S>& state,
                  const Outputs<S>& out) {
@@ -178,6 +189,7 @@ void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S
     Tile<S> tile{keep ? state.transmittance.data() + kept : spare,
                  keep ? state.last.data() + kept : spare + kPixels, planes, 0};
     tile.start(in.sums(), in.width - tx * kTile, std::min(kTileRows, in.height - ty * kTileRows));
+    if (!in.shared) fetch_outputs(in, std::size_t(v) * in.layers + stack, tx, ty, out);
     // In double precision the compiler chooses what to contract: one version, so the same bits.
     if (keep || std::is_same<S, double>::value) {
       blend_tile<S, K, true>(in, state, t, batch, tile);

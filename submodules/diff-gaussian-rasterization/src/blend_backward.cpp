@@ -98,6 +98,14 @@ struct Kernel {
     }
   }
 
+  // Fetches the gradients of the image that `start` will read.
+  void fetch(int stack, int tx, int ty) const {
+    for (int k = wanted.first; k < wanted.end; ++k) {
+      const S* plane = gradient(std::size_t(v) * in.layers + stack, k, 0);
+      if (plane != nullptr) fetch_rows<false>(in, tx, ty, plane);
+    }
+  }
+
   // Tile (tx, ty) of a stack. Returns the position after the last contributor.
   int start(int stack, int tx, int ty, TileBack<S>& tile, const S* transmittance) const {
     const int columns = std::min(kTile, in.width - tx * kTile);
@@ -282,6 +290,10 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
     TileBack<S> tile(batch.far_features + staged, kernel.state.last.data() + kept);
     Sums<S, Moments> sums{packs.data() + Sums<S, Moments>::size(count) * worker, count};
     sums.start(kBatch + 1);
+    const int next = t + threads;  // most likely
+    if (!in.shared && next < tile_count(in)) {
+      kernel.fetch(next / per_stack, next % per_stack % tiles_x, next % per_stack / tiles_x);
+    }
     const int end = kernel.start(stack, tx, ty, tile, kernel.state.transmittance.data() + kept);
     gather_tile<S, K, Moments>(kernel, first, end, batch, tile, sums, pairs);
   });

@@ -2,6 +2,8 @@
 // both see the same bits and take the same decisions.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 #include "stages.h"
 
@@ -38,6 +40,23 @@ inline Pack<S> lane_numbers(int g) {
   alignas(64) S lane[kTile];
   for (int i = 0; i < kTile; ++i) lane[i] = S(i);
   return load(lane + g * Pack<S>::lanes, Pack<S>());
+}
+
+// Fetches the rows of tile (tx, ty) of an image plane, each a line or two of the caches.
+template <bool Write, typename S>
+inline void fetch_rows(const Inputs<S>& in, int tx, int ty, const S* plane) {
+  const int columns = std::min(kTile, in.width - tx * kTile);
+  const int rows = std::min(kTileRows, in.height - ty * kTileRows);
+  const S* row = plane + std::size_t(ty * kTileRows) * in.width + tx * kTile;
+  for (int y = 0; y < rows; ++y, row += in.width) {
+    if (Write) {
+      prefetch_for_write(row);
+      prefetch_for_write(row + columns - 1);
+    } else {
+      prefetch(row);
+      prefetch(row + columns - 1);
+    }
+  }
 }
 
 // Along a row the exponent is a polynomial of dx = centre minus pixel: xx dx^2 + slope dx + offset.

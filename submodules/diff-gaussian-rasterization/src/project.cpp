@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "stages.h"
 #include "thread_pool.h"
@@ -460,14 +461,24 @@ class ChunkProjection {
 };
 
 // From numbers of tiles to their running sum.
-void accumulate_slots(Buffer<std::uint32_t>& first_slot, int n) {
+template <typename S>
+void accumulate_slots(int n, int threads, const Projected<S>& projected,
+                      Buffer<std::uint32_t>& first_slot) {
+  const int chunks = chunk_count(n);
+  Buffer<std::uint32_t> before;
+  before.resize(chunks);
   std::uint64_t total = 0;
-  for (int i = 0; i <= n; ++i) {
-    const std::uint32_t count = i < n ? first_slot[i] : 0;
-    first_slot[i] = static_cast<std::uint32_t>(total);
-    total += count;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    before[chunk] = static_cast<std::uint32_t>(total);
+    total += projected.touches[chunk].size();
   }
   if (total > 0xffffffffu) throw std::length_error("more than 2^32 splat-tile pairs in one view");
+  parallel_for(chunks, threads, [&](int chunk, int) {
+    std::uint32_t sum = before[chunk];
+    const int end = std::min(n, (chunk + 1) * kChunk);
+    for (int i = chunk * kChunk; i < end; ++i) sum += std::exchange(first_slot[i], sum);
+  });
+  first_slot[n] = static_cast<std::uint32_t>(total);
 }
 
 // Features start at a multiple of 16 bytes; the record of a float RGB splat is one cache line.
@@ -495,7 +506,7 @@ void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
                                   projected.tile_count.data() + std::size_t(worker) * tile_count(in));
     projected.drawn_count[chunk] = projection.run(begin, end, projected.drawn.data() + begin);
   });
-  accumulate_slots(state.first_slot, n);
+  accumulate_slots(n, threads, projected, state.first_slot);
 }
 
 // ------------------------------------------------------------------------------------- backward
