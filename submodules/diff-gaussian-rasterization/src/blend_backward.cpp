@@ -280,7 +280,7 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
   batches.resize(threads);
   memory.resize(per_thread * threads);
   packs.resize(Sums<S, Moments>::size(count) * threads);
-  parallel_for(tile_count(in), threads, [&](int t, int worker) {
+  parallel_runs(tile_count(in), kTileRun, threads, [&](int t, int worker) {
     const std::uint32_t first = kernel.state.tile_start[t];
     if (first == kernel.state.tile_start[t + 1]) return;
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
@@ -290,7 +290,7 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
     TileBack<S> tile(batch.far_features + staged, kernel.state.last.data() + kept);
     Sums<S, Moments> sums{packs.data() + Sums<S, Moments>::size(count) * worker, count};
     sums.start(kBatch + 1);
-    const int next = t + threads;  // most likely
+    const int next = t + 1;  // most likely
     if (!in.shared && next < tile_count(in)) {
       kernel.fetch(next / per_stack, next % per_stack % tiles_x, next % per_stack / tiles_x);
     }

@@ -141,4 +141,11 @@ void parallel_for(int chunks, int threads, const Body& body) {
   for (int chunk = 0; chunk < chunks; ++chunk) body(chunk, 0);
 }
 
+void parallel_runs(int chunks, int run, int threads, const Body& body) {
+  parallel_for((chunks + run - 1) / run, threads, [&](int first, int worker) {
+    const int end = std::min(chunks, (first + 1) * run);
+    for (int chunk = first * run; chunk < end; ++chunk) body(chunk, worker);
+  });
+}
+
 }  // namespace gr
