@@ -3,10 +3,11 @@
     light = pairs x arithmetic of a pair / threads + bytes / bandwidth
 
 *Pairs* (`pairs`, means over the views) are counted by going through the lists of a finished render
-once more. `looked_at`: the splat's exact footprint touches the pixel's row of 16, and the pixel has
-not stopped: its alpha must be evaluated. `blended`: alpha is at least 1/255, too: colours and depth
+once more. `looked_at`: the splat's exact footprint touches the pixel's group, those side by side
+that one vector holds (16 with AVX-512, 8 with AVX2, else 4), and the pixel has not stopped: its
+alpha must be evaluated. `blended`: alpha is at least 1/255, too: colours and depth
 are added up. `looked_at_back` and `blended` are the same of the backward pass, up to the pixel's
-last contributor. `lanes` are what a kernel of whole rows of 16 evaluates on the forward pass.
+last contributor. `lanes` are what a kernel of whole groups evaluates on the forward pass.
 
 *Arithmetic* (`pair_ns`) is measured in the same run, on one thread, of bare kernels with the
 vectors of the rasteriser on data in registers and the first cache. `look`: the quadratic form,
@@ -21,10 +22,10 @@ gradients are written. Bandwidth is measured by a copy (`light.py`).
 Left out, so that no rasteriser of the same image by the same rule could be faster with these
 vectors: projection, colours from harmonics and their gradients, sorting and the lists of tiles,
 everything that starts or ends a splat or a tile, the memory that holds a tile between two splats,
-lanes that idle in a row of which other pixels go on or see the splat, and imbalance of threads. The
-threads share the arithmetic evenly, as if one did not slow down another. Arithmetic and bytes are
-added up, as Gaussians must be read before pixels can be drawn. What it does not see: a footprint
-of pixels instead of rows would look at fewer pairs, down to `blended`.
+lanes that idle in a group of which other pixels go on or see the splat, and imbalance of threads.
+The threads share the arithmetic evenly, as if one did not slow down another. Arithmetic and bytes
+are added up, as Gaussians must be read before pixels can be drawn. What it does not see: a
+footprint of pixels instead of groups would look at fewer pairs, down to `blended`.
 """
 
 from __future__ import annotations

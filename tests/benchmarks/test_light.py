@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from benchmarks import compare, light, rasterizer_garden, rasterizer_light, scenes
-from diff_gaussian_rasterization import RasterOutput, rasterize, reference
+from diff_gaussian_rasterization import RasterOutput, _native, rasterize, reference
 
-ROW = 16  # pixels that the rasteriser looks at together
+TILE = 16
+# Pixels that the rasteriser looks at together.
+LANES = {"avx512": 16, "avx2": 8}.get(_native.isa, 4)
+LANES_OF_DOUBLES = 4
 
 
 # ---- counting -----------------------------------------------------------------------------------
@@ -54,29 +57,30 @@ def stacked(count: int, opacity: float, size: tuple[int, int]) -> RasterOutput:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_stack_is_looked_at_until_pixels_stop(opacity, looked_at, blended, size, threads):
     found = rasterizer_light.count_pairs(stacked(5, opacity, size), threads)
-    pixels, rows = size[0] * size[1], -(-size[0] // ROW) * size[1]
+    pixels, groups = size[0] * size[1], -(-size[0] // LANES) * size[1]
     assert found == {
         "looked_at": looked_at * pixels,
         "blended": blended * pixels,
-        "lanes": looked_at * rows * ROW,
+        "lanes": looked_at * groups * LANES,
         "looked_at_back": blended * pixels,
     }
 
 
 def row_touched(splats: reference.Splats, i: int, tau: float, pad: float, size) -> torch.Tensor:
-    """(H, W) whether the ellipse of level ``tau`` reaches the 16 pixels that a pixel lies in."""
+    """(H, W) whether the ellipse of level ``tau`` reaches the group that a pixel lies in."""
     width, height = size
     ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     xx, xy, yy = splats.conic[i]
-    low = xs // ROW * ROW - splats.centre[i, 0] - pad
-    high = low + ROW - 1 + 2 * pad
+    lanes = LANES_OF_DOUBLES
+    low = xs // lanes * lanes - splats.centre[i, 0] - pad
+    high = low + lanes - 1 + 2 * pad
     touched = torch.zeros(height, width, dtype=torch.bool)
     for shift in (-pad, 0.0, pad):
         dy = ys - splats.centre[i, 1] + shift
         dx = torch.minimum(torch.maximum(-xy / xx * dy, low), high)
         touched |= xx * dx * dx + 2 * xy * dx * dy + yy * dy * dy <= tau
     x0, y0, x1, y1 = splats.tiles[i]
-    inside = (xs >= ROW * x0) & (xs < ROW * x1) & (ys >= ROW * y0) & (ys < ROW * y1)
+    inside = (xs >= TILE * x0) & (xs < TILE * x1) & (ys >= TILE * y0) & (ys < TILE * y1)
     return touched & inside
 
 
@@ -98,10 +102,11 @@ def counted(splats: reference.Splats, opacities: torch.Tensor, size, pad: float)
         seen = going & touched & (alpha >= 1 / 255)
         after = t * (1 - alpha.clamp(max=0.99))
         drawn = seen & (after >= 1e-4)
-        rows = torch.nn.functional.pad(touched & going, (0, -width % ROW)).unflatten(1, (-1, ROW))
+        lanes = LANES_OF_DOUBLES
+        padded = torch.nn.functional.pad(touched & going, (0, -width % lanes))
         sums["looked_at"] += (touched & going).sum().item()
         sums["blended"] += drawn.sum().item()
-        sums["lanes"] += ROW * rows.any(-1).sum().item()
+        sums["lanes"] += lanes * padded.unflatten(1, (-1, lanes)).any(-1).sum().item()
         so_far += touched
         back = torch.where(drawn, so_far, back)
         going &= ~(seen & ~drawn)

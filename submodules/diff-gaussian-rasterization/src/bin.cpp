@@ -192,7 +192,7 @@ void bin_view(const Inputs<S>& in, int threads, Projected<S>& projected, ViewSta
     const std::size_t begin = count * s / segments, size = count * (s + 1) / segments - begin;
     const std::uint32_t* order = projected.order.data() + begin;
     const auto put = [&](std::uint32_t at, std::uint32_t i, std::uint32_t slot, Touch touch) {
-      state.pairs[at] = {i, slot, touch.rows};
+      state.pairs[at] = {i, slot, touch.spans};
     };
     if (s > 0 && s == segments - 1) {
       for_each_touch<-1>(state, projected, order + size - 1, size,

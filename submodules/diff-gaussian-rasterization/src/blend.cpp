@@ -17,7 +17,13 @@ template <typename S>
 struct Tile {
   S *transmittance, *last;  // last: position of the last contributor
   S* planes;                // (sums of a pixel, kPixels)
-  std::uint32_t live;       // bit y set while a pixel of row y goes on
+  std::uint32_t live[kGroups<S>];  // bit y set while a pixel of the group in row y goes on
+
+  std::uint32_t live_rows() const {
+    std::uint32_t rows = 0;
+    for (std::uint32_t of_group : live) rows |= of_group;
+    return rows;
+  }
 
   void start(int sums, int columns, int rows) {
     std::fill_n(planes, sums * kPixels, S(0));
@@ -27,7 +33,9 @@ struct Tile {
         transmittance[y * kTile + x] = x < columns && y < rows ? S(1) : S(-1);
       }
     }
-    live = (2u << (rows - 1)) - 1;
+    for (int g = 0; g < kGroups<S>; ++g) {
+      live[g] = g * Pack<S>::lanes < columns ? (2u << (rows - 1)) - 1 : 0;
+    }
   }
 };
 
@@ -47,7 +55,6 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
   const P least = broadcast(S(kMinTransmittance), P());
   P t = load(tile.transmittance + pixel, P()), left = t, last = zero;
-  if (!any(at_least(left, least))) return false;
   if (Keep) last = load(tile.last + pixel, P());
   P own_sums[K > 0 ? K : 1];
   for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kPixels + pixel, P());
@@ -86,15 +93,16 @@ bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, 
 
 template <typename S, int K, bool Keep>
 void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
-  for (std::uint32_t rows = tile.live; rows != 0; rows &= rows - 1) {
+  for (std::uint32_t rows = tile.live_rows(); rows != 0; rows &= rows - 1) {
     const int y = lowest_bit(rows);
-    if (batch.rows[y] == 0) continue;
-    batch.start_row(y, count);
-    bool on = false;
+    bool started = false;
     for (int g = 0; g < kGroups<S>; ++g) {
-      on |= blend_pack<S, K, Keep>(batch, batch.rows[y], tile, y, g, features);
+      const std::uint64_t bits = batch.touching[g][y];
+      if (bits == 0 || (tile.live[g] >> y & 1u) == 0) continue;
+      if (!started) batch.start_row(y, count);
+      started = true;
+      if (!blend_pack<S, K, Keep>(batch, bits, tile, y, g, features)) tile.live[g] &= ~(1u << y);
     }
-    if (!on) tile.live &= ~(1u << y);
   }
 }
 
@@ -103,7 +111,7 @@ template <typename S, int K, bool Keep>
 void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, Batch<S>& batch,
                 Tile<S>& tile) {
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
-  for (std::uint32_t p = first; p < end && tile.live != 0; p += kBatch) {
+  for (std::uint32_t p = first; p < end && tile.live_rows() != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
     batch.template stage<K, 1>(state, first, p, count, 0);
     blend_batch<S, K, Keep>(batch, count, in.features(), tile);
@@ -187,7 +195,7 @@ void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S
     S* planes = batch.far_features + staged;
     S* spare = planes + std::size_t(in.sums()) * kPixels;
     Tile<S> tile{keep ? state.transmittance.data() + kept : spare,
-                 keep ? state.last.data() + kept : spare + kPixels, planes, 0};
+                 keep ? state.last.data() + kept : spare + kPixels, planes, {}};
     tile.start(in.sums(), in.width - tx * kTile, std::min(kTileRows, in.height - ty * kTileRows));
     if (!in.shared) fetch_outputs(in, std::size_t(v) * in.layers + stack, tx, ty, out);
     // In double precision the compiler chooses what to contract: one version, so the same bits.

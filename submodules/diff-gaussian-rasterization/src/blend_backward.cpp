@@ -231,10 +231,12 @@ std::uint64_t gather_batch(Batch<S>& batch, int top, int count, int feature,
   for (int y = 0; y < kTileRows; ++y) {
     const int behind = std::max(0, top - static_cast<int>(tile.row_last[y]));
     if (behind >= count) continue;
-    const std::uint64_t bits = batch.rows[y] & (~std::uint64_t(0) << behind);
-    if (bits == 0) continue;
-    batch.start_row(y, count);
+    bool started = false;
     for (int g = 0; g < kGroups<S>; ++g) {
+      const std::uint64_t bits = batch.touching[g][y] & (~std::uint64_t(0) << behind);
+      if (bits == 0) continue;
+      if (!started) batch.start_row(y, count);
+      started = true;
       drawn |= gather_pack<S, K, Moments>(batch, bits, tile, y, g, feature, sums);
     }
   }

@@ -34,7 +34,7 @@ struct Batch {
   alignas(64) S place[kSize];                            // position in the list of the tile
   alignas(64) S dy[kSize], slope[kSize], offset[kSize];  // of the row that is drawn
   int plane[kSize];            // the first plane of the pixel that the features belong to
-  std::uint64_t rows[kTileRows];  // bit i set if splat i touches the row
+  std::uint64_t touching[kGroups<S>][kTileRows];  // bit i set if splat i touches the group there
   S* far_features;             // (kSize, size), where `features` does not find them in splats
   int size;                    // features that are blended
   int top;                     // pixel row at which the tile begins
@@ -59,7 +59,7 @@ struct Batch {
   template <int K, int Step>
   void stage(const ViewState<S>& state, std::uint32_t first, std::uint32_t p, int count,
              int feature) {
-    std::uint64_t toggles[kTileRows + 1] = {};  // a splat touches successive rows
+    std::uint64_t toggles[kGroups<S>][kTileRows + 1] = {};
     for (int i = 0; i < kBatch; ++i) place[i] = S(static_cast<int>(p - first) + Step * i);
     for (int i = 0; i < count; ++i, p += Step) {
       const std::int64_t far = std::int64_t(p) + Step * kFar;
@@ -73,13 +73,17 @@ struct Batch {
         plane[i] = static_cast<int>(record[kPlane]);
         std::copy_n(record + kGeometry + feature, size, far_features + i * size);
       }
-      const std::uint64_t touched = state.pairs[p].rows, bit = std::uint64_t(1) << i;
-      const std::uint64_t lowest = touched & (~touched + 1);
-      toggles[lowest_bit(touched)] ^= bit;
-      toggles[lowest_bit(touched + lowest)] ^= bit;  // the row after the last
+      const Spans spans = state.pairs[p].spans;
+      const std::uint64_t bit = std::uint64_t(1) << i;
+      for (int g = 0; g < kGroups<S>; ++g) {
+        toggles[g][first_row(spans, g)] ^= bit;
+        toggles[g][end_row(spans, g)] ^= bit;
+      }
     }
-    std::uint64_t touching = 0;
-    for (int row = 0; row < kTileRows; ++row) rows[row] = touching ^= toggles[row];
+    for (int g = 0; g < kGroups<S>; ++g) {
+      std::uint64_t bits = 0;
+      for (int row = 0; row < kTileRows; ++row) touching[g][row] = bits ^= toggles[g][row];
+    }
   }
 
   // The staged features of splat i; K and `feature` as they were staged.

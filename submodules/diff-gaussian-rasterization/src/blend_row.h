@@ -33,6 +33,7 @@ inline int lowest_bit_or_64(std::uint64_t bits) {
 
 template <typename S>
 constexpr int kGroups = kTile / Pack<S>::lanes;  // packs in a row of a tile
+static_assert(kGroups<float> <= kMostGroups && kGroups<double> <= kMostGroups, "of Spans");
 
 // The x of the pixels of group g, relative to the tile.
 template <typename S>

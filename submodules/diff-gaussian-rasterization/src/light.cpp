@@ -58,24 +58,26 @@ struct CountedTile {
     }
   }
 
-  void count_row(const SplatRows<S>& splat, int y, int place, PairCounts& counts) {
-    alignas(64) S raw[kTile];
-    for (int g = 0; g < kGroups<S>; ++g) store(raw + g * Pack<S>::lanes, splat.alpha(y, g));
+  // The pixels of group g in row y.
+  void count_group(const SplatRows<S>& splat, int y, int g, int place, PairCounts& counts) {
+    constexpr int lanes = Pack<S>::lanes;
+    alignas(64) S raw[lanes];
+    store(raw, splat.alpha(y, g));
     bool on = false;
-    for (int x = 0; x < columns; ++x) {
-      const int i = y * kTile + x;
+    for (int lane = 0; lane < lanes && g * lanes + lane < columns; ++lane) {
+      const int i = y * kTile + g * lanes + lane;
       if (S(place) <= last[i]) ++counts.looked_at_back;
       S& t = transmittance[i];
       if (t < S(0)) continue;
       on = true;
       ++counts.looked_at;
-      if (!(raw[x] >= S(kMinAlpha))) continue;
-      const S next = t - std::min(raw[x], S(kMaxAlpha)) * t;
+      if (!(raw[lane] >= S(kMinAlpha))) continue;
+      const S next = t - std::min(raw[lane], S(kMaxAlpha)) * t;
       const bool drawn = next >= S(kMinTransmittance);
       counts.blended += drawn;
       t = drawn ? next : S(-1);
     }
-    if (on) counts.lanes += kTile;
+    if (on) counts.lanes += lanes;
   }
 };
 
@@ -96,9 +98,11 @@ PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index)
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end; ++p) {
     const SplatRows<S> splat(state.record(p), tx, ty);
-    for (std::uint32_t rows = state.pairs[p].rows; rows != 0; rows &= rows - 1) {
-      const int y = lowest_bit(rows);
-      if (y < tile.rows) tile.count_row(splat, y, static_cast<int>(p - first), counts);
+    const Spans spans = state.pairs[p].spans;
+    for (int g = 0; g < kGroups<S>; ++g) {
+      for (int y = first_row(spans, g); y < std::min(tile.rows, end_row(spans, g)); ++y) {
+        tile.count_group(splat, y, g, static_cast<int>(p - first), counts);
+      }
     }
   }
   return counts;

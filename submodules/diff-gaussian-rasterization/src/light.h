@@ -10,9 +10,9 @@ namespace gr {
 
 // (pixel, splat) pairs of one view of a render.
 struct PairCounts {
-  std::int64_t looked_at = 0;       // in a row that the splat touches, of a pixel that goes on
+  std::int64_t looked_at = 0;       // in a group that the splat touches, of a pixel that goes on
   std::int64_t blended = 0;         // and the splat is drawn there
-  std::int64_t lanes = 0;           // looked at by whole rows of 16, as the kernel does it
+  std::int64_t lanes = 0;           // looked at by whole groups, as the kernel does it
   std::int64_t looked_at_back = 0;  // up to the pixel's last contributor
 };
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "blend_row.h"
 #include "stages.h"
 #include "thread_pool.h"
 
@@ -23,15 +24,11 @@ void geometry_record(const Splat<S>& splat, S opacity, S* record) {
   record[kOpacity] = opacity;
 }
 
-std::uint32_t row_bits(int first, int last) {
-  return first > last ? 0 : (2u << last) - (1u << first);
-}
-
 // One axis of a footprint, as an array: what a span along it needs.
 enum SideField { kCentreX, kCentreY, kHalf, kAtHalf, kSlope, kSquare, kShrink, kOtherHalf, kSide };
 
 // The tiles that the footprints of a chunk touch: first the (footprint, row of tiles) pairs, which
-// give (footprint, tile) pairs, which give rows of pixels. Each kind is gathered until there are
+// give (footprint, tile) pairs, which give spans of rows. Each kind is gathered until there are
 // kItems, which the compiler then takes side by side; all keep their order.
 template <typename S>
 class TileLister {
@@ -126,20 +123,26 @@ class TileLister {
 
   void list_rows() {
     if (tiles_.count == 0) return;
-    int first[kItems], last[kItems];
-    for (int k = 0; k < kItems; ++k) {
-      const Footprint<S> f{tiles_.side[kCentreX][k], tiles_.side[kCentreY][k], tiles_.other(k),
-                           tiles_.along(k), {}};
-      const Span span = row_span(f, tiles_.tx[k], tiles_.top[k], tiles_.end[k]);
-      first[k] = span.first - tiles_.ty[k] * kTileRows;
-      last[k] = span.last - tiles_.ty[k] * kTileRows;
+    int first[kGroups<S>][kItems], end[kGroups<S>][kItems];
+    for (int g = 0; g < kGroups<S>; ++g) {
+      for (int k = 0; k < kItems; ++k) {
+        const Footprint<S> f{tiles_.side[kCentreX][k], tiles_.side[kCentreY][k], tiles_.other(k),
+                             tiles_.along(k), {}};
+        constexpr int columns = kTile / kGroups<S>;
+        const Span span = row_span(f, tiles_.tx[k] * kTile + g * columns, columns, tiles_.top[k],
+                                   tiles_.end[k]);
+        const bool any = span.first <= span.last;
+        first[g][k] = any ? span.first - tiles_.ty[k] * kTileRows : 0;
+        end[g][k] = any ? span.last + 1 - tiles_.ty[k] * kTileRows : 0;
+      }
     }
     for (int k = 0; k < tiles_.count; ++k) {
-      const std::uint32_t rows = row_bits(first[k], last[k]);
-      if (rows == 0) continue;
+      Spans spans = 0;
+      for (int g = 0; g < kGroups<S>; ++g) spans |= span_of(g, first[g][k], end[g][k]);
+      if (spans == 0) continue;
       const int c = tiles_.number[k];
       const int tile = first_tile_[c] + tiles_.ty[k] * tiles_x_ + tiles_.tx[k];
-      touches_.push({static_cast<std::uint32_t>(tile), rows});
+      touches_.push({static_cast<std::uint32_t>(tile), spans});
       ++tile_count_[tile];
       ++counts_[c];
     }

@@ -32,11 +32,22 @@ NATIVE_INLINE int tile_count(const Inputs<S>& in) {  // of one view
   return in.stacks() * tiles_per_stack(in);
 }
 
+// The pixels of a tile that a splat touches. Of each group of columns, as many as a vector has lanes:
+// the first row and the one after the last, a byte each, or twice 0. From the lowest byte on.
+using Spans = std::uint64_t;
+constexpr int kMostGroups = 4;
+
+NATIVE_INLINE Spans span_of(int group, int first, int end) {
+  return static_cast<Spans>(first | end << 8) << (16 * group);
+}
+NATIVE_INLINE int first_row(Spans spans, int group) { return (spans >> (16 * group)) & 0xff; }
+NATIVE_INLINE int end_row(Spans spans, int group) { return (spans >> (16 * group + 8)) & 0xff; }
+
 // One splat in one tile.
 struct Pair {
   std::uint32_t gaussian;
   std::uint32_t slot;  // its place among the splat's tiles, ordered by Gaussian
-  std::uint32_t rows;  // bit y set if pixel row y of the tile is touched
+  Spans spans;
 };
 
 // Everything that the backward pass of one view needs. Tiles are those of all its stacks, one after
@@ -86,9 +97,10 @@ constexpr int kChunk = 512;  // Gaussians handed to a thread at a time
 
 NATIVE_INLINE int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
 
-// A tile that a splat touches, and the pixel rows in it.
+// A tile that a splat touches, and what of it.
 struct Touch {
-  std::uint32_t tile, rows;
+  std::uint32_t tile;
+  Spans spans;
 };
 
 // The tiles of a chunk of Gaussians, in the order of the slots. It grows outside the kernels.

@@ -120,14 +120,14 @@ GR_HD Span tile_span(const Footprint<S>& f, int top, int end) {
   return {static_cast<int>(tile_low), any & (high >= S(0)) ? tile_end : -1};
 }
 
-// Pixel rows [top, end) that the footprint touches in the tiles of column tx.
+// Pixel rows of [top, end) that the footprint touches in `columns` pixel columns from `left` on.
 template <typename S>
-GR_HD Span row_span(const Footprint<S>& f, int tx, int top, int end) {
-  const S left = S(tx * kTile) - f.x;
+GR_HD Span row_span(const Footprint<S>& f, int left, int columns, int top, int end) {
+  const S low_x = S(left) - f.x, high_x = S(left + columns - 1) - f.x;
   S first, last;
   const S pad_x = pad(f.along_x), pad_y = pad(f.along_y);
-  const bool any = slab_extent(f.along_y, f.along_x.half, left - pad_x,
-                               left + S(kTile - 1) + pad_x, first, last);
+  const bool any = slab_extent(f.along_y, f.along_x.half, low_x - pad_x, high_x + pad_x, first,
+                               last);
   const S low = clamp(f.y + first - pad_y, S(top), S(end));
   const S high = clamp(f.y + last + pad_y, S(top - 1), S(end - 1));
   return {static_cast<int>(std::ceil(low)),
