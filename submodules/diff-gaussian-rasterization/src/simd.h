@@ -215,9 +215,8 @@ inline F exp2_of(F x) {
   __m256 q = _mm256_set1_ps(kExp2[4]);
   for (int i = 3; i >= 0; --i) q = _mm256_fmadd_ps(q, rest, _mm256_set1_ps(kExp2[i]));
   q = _mm256_fmadd_ps(q, rest, _mm256_set1_ps(1.0f));
-  const __m256i power = _mm256_slli_epi32(
-      _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
-  return {_mm256_mul_ps(q, _mm256_castsi256_ps(power))};
+  const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(q), power))};
 }
 inline float sum(F a) {
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -272,8 +271,7 @@ inline F exp2_of(F x) {
   const Float4 rest = low.v - (shifted - to_integer);
   Float4 q = broadcast(kExp2[4], F()).v;
   for (int i = 3; i >= 0; --i) q = q * rest + kExp2[i];
-  const Int4 power = ((Int4)shifted + 127) << 23;
-  return {(q * rest + 1.0f) * (Float4)power};
+  return {(Float4)((Int4)(q * rest + 1.0f) + ((Int4)shifted << 23))};
 }
 inline float sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 #endif
