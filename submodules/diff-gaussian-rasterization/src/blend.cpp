@@ -11,8 +11,8 @@ namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
 
-// A tile while it is being blended: planes of kTileRows rows of 16 pixels. A pixel that has stopped keeps its
-// transmittance negated: so the next batch knows it.
+// A tile while it is being blended: planes of kTileRows rows of 16 pixels. A pixel that has stopped
+// keeps its transmittance negated: so the next batch knows it.
 template <typename S>
 struct Tile {
   S *transmittance, *last;  // last: position of the last contributor

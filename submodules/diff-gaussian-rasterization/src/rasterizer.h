@@ -15,7 +15,7 @@ namespace gr {
 // kPlane: the first of the pixel's sums that the features are added to.
 enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kPlane, kGeometry = 8 };
 
-// The CPU lists splats by tiles that are taller than the published ones: by a fourth fewer pairs.
+// The CPU lists splats by tiles that are taller than the published ones: a fourth fewer pairs.
 constexpr int kTileRows = 32;
 constexpr int kPixels = kTile * kTileRows;
 
@@ -32,8 +32,8 @@ NATIVE_INLINE int tile_count(const Inputs<S>& in) {  // of one view
   return in.stacks() * tiles_per_stack(in);
 }
 
-// The pixels of a tile that a splat touches. Of each group of columns, as many as a vector has lanes:
-// the first row and the one after the last, a byte each, or twice 0. From the lowest byte on.
+// The pixels of a tile that a splat touches: of each group of columns, as many as a vector has
+// lanes, the first row and the one after the last, a byte each, or twice 0. From the lowest byte on.
 using Spans = std::uint64_t;
 constexpr int kMostGroups = 4;
 

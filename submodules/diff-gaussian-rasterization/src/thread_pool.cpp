@@ -142,6 +142,8 @@ void parallel_for(int chunks, int threads, const Body& body) {
 }
 
 void parallel_runs(int chunks, int run, int threads, const Body& body) {
+  constexpr int kRunsEach = 16;  // so that threads end together
+  run = std::max(1, std::min(run, chunks / (threads * kRunsEach)));
   parallel_for((chunks + run - 1) / run, threads, [&](int first, int worker) {
     const int end = std::min(chunks, (first + 1) * run);
     for (int chunk = first * run; chunk < end; ++chunk) body(chunk, worker);

@@ -11,8 +11,9 @@ namespace gr {
 // loop alone) and after fork(). An exception in a chunk is rethrown here after the loop.
 void parallel_for(int chunks, int threads, const std::function<void(int chunk, int worker)>& body);
 
-// The same, with successive chunks handed out `run` at a time: neighbours in memory are then seldom
-// written by two threads at once, which would pass the line between them to and fro.
+// The same, with up to `run` successive chunks handed out at a time, fewer where there are few for
+// each thread: neighbours in memory are then seldom written by two threads at once, which would
+// pass the line between them to and fro.
 void parallel_runs(int chunks, int run, int threads,
                    const std::function<void(int chunk, int worker)>& body);
 
