@@ -194,14 +194,15 @@ def test_depth_order_not_list_order_decides():
 
 
 def test_gaussians_of_one_depth_are_drawn_in_the_order_of_the_list():
-    """Also where several threads sort them, each a part."""
+    """Also where several threads sort them, each a part of 4,096 at least."""
     camera = random_cameras(width=100, height=80)
     camera["viewmatrices"] = torch.eye(4)[None]  # depths are z, of which there are four
-    for count in (60, 9000):
+    for count in (60, 30_000):
         gaussians = {n: t.detach() for n, t in random_gaussians(count).items()}
         gaussians["means3D"][..., 2] = torch.arange(count) % 4 + 2.0
         one = rasterize(**gaussians, **camera, num_threads=1)
-        for threads in (2, 3):
+        assert int((one.radii > 0).sum()) > min(4 * 4096, count / 2)
+        for threads in (2, 3, 5):
             several = rasterize(**gaussians, **camera, num_threads=threads)
             assert all(torch.equal(a, b) for a, b in zip(one, several, strict=True))
         if count == 60:
