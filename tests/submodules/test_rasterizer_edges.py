@@ -148,6 +148,21 @@ def test_a_centre_on_the_edge_of_a_tile_or_of_the_image(x, y):
     assert torch.equal(out.radii, twin.radii)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("opacity", [-0.5, 0.0, 0.003])
+def test_a_gaussian_too_faint_to_be_seen_touches_no_tile(opacity, dtype):
+    """Wherever its rectangle begins; the logarithm of its opacity may be no number."""
+    for y in range(-8, 56):
+        gaussians, cameras = aligned_gaussian(30.0, y, opacity)
+        arguments = {
+            name: t.to(dtype) if isinstance(t, torch.Tensor) else t
+            for name, t in (gaussians | cameras).items()
+        }
+        out, twin = rasterize(**arguments), reference.rasterize(**arguments)
+        assert not out.color.any() and not out.alpha.any()
+        assert torch.equal(out.radii, twin.radii)
+
+
 def test_flat_splats_at_any_angle_lose_no_pixel_to_tile_culling():
     """Needles: the case in which tiles and rows are left out most."""
     gaussians = random_gaussians(60, dtype=torch.float64, seed=2)

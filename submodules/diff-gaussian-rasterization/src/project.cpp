@@ -48,6 +48,7 @@ class TileLister {
     fill_side(f, f.along_y, f.along_x, along_y_[c]);
     first_tile_[c] = first_tile;
     counts_[c] = 0;
+    if (is_empty(f.rect)) return;  // its axes may not even be numbers
     const int top = f.rect.y0 * kTile, end = f.rect.y1 * kTile;
     for (int ty = top / kTileRows; ty * kTileRows < end; ++ty) {
       x0_[rows_.count] = f.rect.x0;
