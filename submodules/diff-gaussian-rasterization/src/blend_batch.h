@@ -21,7 +21,8 @@ constexpr int kFar = 40;  // pairs; staging does little else than wait for their
 template <typename S>
 constexpr int kAtOnce = Pack<S>::lanes >= 16 ? 4 : 2;
 
-// Features that are staged with the geometry, all at once: the first ones of a record.
+// Features that are staged with the geometry, all at once: the first ones of a record, which has at
+// least so many fields.
 constexpr int kNear = 8;
 constexpr int kStaged = kGeometry + kNear;
 

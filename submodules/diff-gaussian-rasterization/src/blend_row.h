@@ -4,6 +4,10 @@
 
 #include <algorithm>
 
+#if defined(__BMI__) && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "simd.h"
 #include "stages.h"
 
@@ -24,7 +28,7 @@ inline int lowest_bit(std::uint64_t bits) {
 // The same; 64 if there is none. One instruction where there is one, as the processor would guess
 // wrong at the end of almost every row.
 inline int lowest_bit_or_64(std::uint64_t bits) {
-#if defined(__BMI__)
+#if defined(__BMI__) && defined(__x86_64__)
   return static_cast<int>(_tzcnt_u64(bits));
 #else
   return bits != 0 ? lowest_bit(bits) : 64;

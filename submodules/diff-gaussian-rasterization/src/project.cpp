@@ -485,7 +485,8 @@ void accumulate_slots(int n, int threads, const Projected<S>& projected,
   first_slot[n] = static_cast<std::uint32_t>(total);
 }
 
-// Features start at a multiple of 16 bytes; the record of a float RGB splat is one cache line.
+// Features start at a multiple of 16 bytes; the record of a float RGB splat is one cache line. It is
+// never shorter than what blending copies of it (kStaged).
 int record_stride(int features) {
   const int stride = (kGeometry + features + 3) / 4 * 4;
   return stride == 12 ? 16 : stride;
