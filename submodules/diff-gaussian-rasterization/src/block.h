@@ -1,0 +1,229 @@
+// Gaussians taken many at a time: read from the tensors of their layers, and projected.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "stages.h"
+
+namespace gr {
+namespace NATIVE_LEVEL {
+
+// Goes through the Gaussians of all layers in ascending order and says where the tensors of each are.
+template <typename S>
+class Walk {
+ public:
+  Walk(const Inputs<S>& in, int first) : in_(in), layer_(in.layer_of(first)) { to(first); }
+
+  void to(int i) {
+    while (layer_ + 1 < in_.layers && i >= in_.layer_start[layer_ + 1]) ++layer_;
+    local_ = in_.parts != nullptr ? i - in_.layer_start[layer_] : i;
+  }
+  int layer() const { return layer_; }
+  int local() const { return local_; }  // its row
+  int part() const { return in_.parts != nullptr ? layer_ : 0; }
+  const Inputs<S>& inputs() const { return in_.parts != nullptr ? in_.parts[layer_] : in_; }
+
+ private:
+  const Inputs<S>& in_;
+  int layer_, local_ = 0;
+};
+
+template <typename S>
+constexpr std::int64_t kLine = 64 / sizeof(S);  // values in a line of the caches
+
+// Gaussians as arrays: the compiler takes many of them side by side. Places that are not filled
+// hold earlier ones, or zeros: computed, but not looked at.
+template <typename S>
+struct Gaussians {
+  static constexpr int kSize = 64;
+  int count = 0;
+  int local[kSize];                // their rows
+  const Inputs<S>* inputs[kSize];  // where their tensors are
+  alignas(64) S mean[3][kSize] = {}, scale[3][kSize] = {}, rotation[4][kSize] = {};
+  alignas(64) S length[kSize] = {}, cov[6][kSize] = {};
+
+  // Returns the place of the new one.
+  int push(const Walk<S>& at, int v) {
+    const Inputs<S>& in = at.inputs();
+    const int k = count++;
+    local[k] = at.local();
+    inputs[k] = &in;
+    put(input_mean(in, v, local[k]), mean, k);
+    if (in.cov3d) {
+      const S* c = in.cov3d.at(v) + std::int64_t(6) * local[k];
+      for (int d = 0; d < 6; ++d) cov[d][k] = c[d];
+    } else {
+      const Shape<S> shape = input_shape(in, v, local[k]);
+      for (int d = 0; d < 3; ++d) scale[d][k] = shape.scale[d];
+      for (int d = 0; d < 4; ++d) rotation[d][k] = shape.rotation[d];
+      length[k] = shape.length;
+    }
+    return k;
+  }
+
+  void find_covariances(S modifier) {
+    for (int k = 0; k < kSize; ++k) {
+      const Shape<S> shape = shape_at(k);
+      put(covariance_3d(shape.scale, shape.rotation, modifier), cov, k);
+    }
+  }
+
+  Vec3<S> mean_at(int k) const { return {mean[0][k], mean[1][k], mean[2][k]}; }
+  Shape<S> shape_at(int k) const {
+    return {{scale[0][k], scale[1][k], scale[2][k]},
+            {rotation[0][k], rotation[1][k], rotation[2][k], rotation[3][k]},
+            length[k]};
+  }
+  Sym3<S> cov_at(int k) const {
+    return {cov[0][k], cov[1][k], cov[2][k], cov[3][k], cov[4][k], cov[5][k]};
+  }
+
+  static void put(Vec3<S> value, S (&columns)[3][kSize], int k) {
+    columns[0][k] = value.x;
+    columns[1][k] = value.y;
+    columns[2][k] = value.z;
+  }
+  static void put(const Sym3<S>& m, S (&columns)[6][kSize], int k) {
+    columns[0][k] = m.xx;
+    columns[1][k] = m.xy;
+    columns[2][k] = m.xz;
+    columns[3][k] = m.yy;
+    columns[4][k] = m.yz;
+    columns[5][k] = m.zz;
+  }
+};
+
+template <typename S>
+void prefetch_color(const Inputs<S>& in, int v, std::int64_t i) {
+  const std::int64_t size = in.sh ? 3 * in.sh_rows : in.channels;
+  const S* color = (in.sh ? in.sh : in.colors).at(v) + i * size;
+  for (std::int64_t at = 0; at < size; at += kLine<S>) prefetch(color + at);
+}
+
+// Natural logarithm of a positive normal number, to 1e-7 of 1 or of itself: unlike that of the
+// library, many at a time. By atanh((m - 1) / (m + 1)), m in [sqrt(1/2), sqrt(2)).
+GR_HD float log_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const std::int32_t exponent = static_cast<std::int32_t>(bits - 0x3f3504f3u) >> 23;  // sqrt(1/2)
+  bits -= static_cast<std::uint32_t>(exponent) << 23;
+  float m;
+  std::memcpy(&m, &bits, sizeof m);
+  const float r = (m - 1.0f) / (m + 1.0f), rr = r * r;
+  const float series = 1.0f + rr * (1.0f / 3 + rr * (1.0f / 5 + rr * (1.0f / 7 + rr / 9)));
+  return float(exponent) * 0.69314718f + 2.0f * r * series;
+}
+GR_HD double log_of(double x) { return std::log(x); }
+constexpr double kLog255 = 5.541263545158426;
+
+// Gaussians on their way to the image.
+template <typename S>
+struct Block : Gaussians<S> {
+  using Gaussians<S>::kSize;
+  int gaussian[kSize], layer[kSize];
+  alignas(64) S opacity[kSize] = {}, splat[9][kSize], radius[kSize];
+  alignas(64) S along_x[5][kSize], along_y[5][kSize];  // of the footprint
+  alignas(64) S basis[kMaxShCoefficients][kSize];      // of the harmonics
+  int rect[4][kSize], valid[kSize];
+
+  void push(const Walk<S>& at, int v, int i) {
+    const int k = Gaussians<S>::push(at, v);
+    gaussian[k] = i;
+    layer[k] = at.layer();
+    opacity[k] = input_opacity(at.inputs(), v, at.local());
+  }
+
+  // As `project_gaussian`.
+  void project(const Camera<S> camera, int tiles_x, int tiles_y) {
+    for (int k = 0; k < kSize; ++k) {
+      const Vec3<S> p = this->mean_at(k), t = to_camera(camera, p);
+      const Sym3<S> m = this->cov_at(k);
+      Splat<S> s;
+      const bool on = project_beyond(camera, p, t, m, s);
+      splat[0][k] = s.depth;
+      splat[1][k] = s.x;
+      splat[2][k] = s.y;
+      splat[3][k] = s.cov_xx;
+      splat[4][k] = s.cov_xy;
+      splat[5][k] = s.cov_yy;
+      splat[6][k] = s.conic_xx;
+      splat[7][k] = s.conic_xy;
+      splat[8][k] = s.conic_yy;
+      radius[k] = s.radius;
+      valid[k] = on & is_beyond(camera, t, m) & is_finite(opacity[k]);
+    }
+    for (int k = 0; k < kSize; ++k) {
+      const TileRect r = tile_rect(splat_of(k), tiles_x, tiles_y);
+      rect[0][k] = r.x0;
+      rect[1][k] = r.y0;
+      rect[2][k] = r.x1;
+      rect[3][k] = r.y1;
+      valid[k] &= (r.x0 < r.x1) & (r.y0 < r.y1);
+    }
+  }
+
+  // As `footprint`, but for the rectangle.
+  void find_footprints() {
+    for (int k = 0; k < kSize; ++k) {
+      const S level = max_of(S(2) * (log_of(opacity[k]) + S(kLog255)), S(0));
+      const Footprint<S> f = footprint_within(splat_of(k), level, TileRect{});
+      put(f.along_x, along_x, k);
+      put(f.along_y, along_y, k);
+    }
+  }
+
+  void find_basis(int degree, Vec3<S> eye) {
+    if (degree <= 0) return find_basis_of<0>(eye);
+    if (degree == 1) return find_basis_of<1>(eye);
+    if (degree == 2) return find_basis_of<2>(eye);
+    find_basis_of<3>(eye);
+  }
+
+  Splat<S> splat_of(int k) const {
+    const auto f = [&](int n) { return splat[n][k]; };
+    return {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), radius[k]};
+  }
+
+  Footprint<S> footprint_of(int k) const {
+    const auto x = [&](int n) { return along_x[n][k]; };
+    const auto y = [&](int n) { return along_y[n][k]; };
+    const bool faint = !(opacity[k] >= S(kMinAlpha));
+    return {splat[1][k], splat[2][k], {x(0), x(1), x(2), x(3), x(4)},
+            {y(0), y(1), y(2), y(3), y(4)},
+            {rect[0][k], rect[1][k], rect[2][k], faint ? rect[1][k] : rect[3][k]}};
+  }
+
+ private:
+  using Gaussians<S>::put;
+  static void put(const EllipseAxis<S>& e, S (&columns)[5][kSize], int k) {
+    columns[0][k] = e.half;
+    columns[1][k] = e.at_half;
+    columns[2][k] = e.slope;
+    columns[3][k] = e.square;
+    columns[4][k] = e.shrink;
+  }
+
+  template <int Degree>
+  void find_basis_of(Vec3<S> eye) {
+    for (int k = 0; k < kSize; ++k) {
+      S inv_length;
+      const Vec3<S> d = normalized(this->mean_at(k) - eye, inv_length);
+      sh_basis_each(Degree, d, [&](int j, S value) { basis[j][k] = value; });
+    }
+  }
+};
+
+// The colour of Gaussian k of a block; false if a channel is not finite.
+template <typename S>
+bool block_color(const Inputs<S>& in, int v, const Block<S>& block, int k, S* features) {
+  const std::int64_t i = block.local[k];
+  if (!in.sh) return copy_features(in.colors.at(v) + i * in.channels, in.channels, features);
+  const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
+  const S* basis = &block.basis[0][k];
+  return clamp_color(sh_sum(in.sh_degree, basis, Block<S>::kSize, sh), features);
+}
+
+}  // namespace NATIVE_LEVEL
+}  // namespace gr
