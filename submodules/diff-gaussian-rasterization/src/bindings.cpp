@@ -185,23 +185,28 @@ void visible(const Array<const S>& positions, const Array<const S>& view, const 
 
 // For benchmarks only.
 template <typename S>
-nb::dict pairs(const HostInputs<S>& inputs, const RenderState<S>& state, int threads) {
-  PairCounts counts;
+nb::dict work(const HostInputs<S>& inputs, const RenderState<S>& state, int threads) {
+  nb::dict found;
+  const auto count = [&](const char* name, std::int64_t WorkCounts::*field,
+                         const std::vector<WorkCounts>& views) {
+    std::int64_t sum = 0;
+    for (const WorkCounts& view : views) sum += view.*field;
+    found[name] = sum;
+  };
+  std::vector<WorkCounts> views;
   {
     const nb::gil_scoped_release release;
     for (const ViewState<S>& view : state.views) {
-      const PairCounts more = stages(S()).count_pairs(inputs.whole, view, threads);
-      counts.looked_at += more.looked_at;
-      counts.blended += more.blended;
-      counts.lanes += more.lanes;
-      counts.looked_at_back += more.looked_at_back;
+      views.push_back(stages(S()).count_work(inputs.whole, view, threads));
     }
   }
-  nb::dict found;
-  found["looked_at"] = counts.looked_at;
-  found["blended"] = counts.blended;
-  found["lanes"] = counts.lanes;
-  found["looked_at_back"] = counts.looked_at_back;
+  count("looked_at", &WorkCounts::looked_at, views);
+  count("blended", &WorkCounts::blended, views);
+  count("lanes", &WorkCounts::lanes, views);
+  count("looked_at_back", &WorkCounts::looked_at_back, views);
+  count("listed", &WorkCounts::listed, views);
+  count("tiles", &WorkCounts::tiles, views);
+  count("drawn", &WorkCounts::drawn, views);
   return found;
 }
 
@@ -222,9 +227,9 @@ void bind(nb::module_& m, const std::string& suffix) {
         nb::arg("gradients"), nb::arg("threads"));
   m.def(("mark_visible" + suffix).c_str(), &visible<S>, nb::arg("positions"), nb::arg("view"),
         nb::arg("visible").noconvert());
-  m.def(("count_pairs" + suffix).c_str(), &pairs<S>, nb::arg("inputs"), nb::arg("state"),
+  m.def(("count_work" + suffix).c_str(), &work<S>, nb::arg("inputs"), nb::arg("state"),
         nb::arg("threads"),
-        "For benchmarks: the (pixel, splat) pairs that a finished render had to look at.");
+        "For benchmarks: the pairs and Gaussians that a finished render had to do with, as light.h.");
 }
 
 }  // namespace
@@ -243,9 +248,15 @@ NB_MODULE(_native, m) {
       .value("look", gr::BareWork::kLook)
       .value("blend", gr::BareWork::kBlend)
       .value("gather", gr::BareWork::kGather)
+      .value("project", gr::BareWork::kProject)
+      .value("footprint", gr::BareWork::kFootprint)
+      .value("spans", gr::BareWork::kSpans)
+      .value("color", gr::BareWork::kColor)
+      .value("project_back", gr::BareWork::kProjectBack)
+      .value("color_back", gr::BareWork::kColorBack)
       .value("multiply_add", gr::BareWork::kMultiplyAdd);
-  m.def("bare_kernel_ns", gr::levels().kernels().bare_kernel_ns, nb::arg("pairs"), nb::arg("work"),
+  m.def("bare_kernel_ns", gr::levels().kernels().bare_kernel_ns, nb::arg("count"), nb::arg("work"),
         nb::call_guard<nb::gil_scoped_release>(),
-        "For benchmarks: one thread's nanoseconds per (pixel, splat) pair, the arithmetic alone;\n"
-        "per multiplication and addition for `multiply_add`.");
+        "For benchmarks: one thread's nanoseconds per item, the arithmetic alone; per\n"
+        "multiplication and addition for `multiply_add`.");
 }

@@ -187,7 +187,7 @@ void blend_tiles(const Inputs<S>& in, int v, int threads, bool keep, ViewState<S
   const std::size_t per_thread = staged + std::size_t(in.sums() + 2) * kPixels;
   batches.resize(threads);
   memory.resize(per_thread * threads);
-  parallel_runs(tile_count(in), kTileRun, threads, [&](int t, int worker) {
+  parallel_for(tile_count(in), threads, [&](int t, int worker) {
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;
     const std::size_t kept = std::size_t(t) * kPixels;
     Batch<S>& batch = batches[worker];

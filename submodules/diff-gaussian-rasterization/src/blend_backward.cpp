@@ -282,7 +282,7 @@ void gather_tiles(const Kernel<S>& kernel, int threads, PairGradients<S>& pairs)
   batches.resize(threads);
   memory.resize(per_thread * threads);
   packs.resize(Sums<S, Moments>::size(count) * threads);
-  parallel_runs(tile_count(in), kTileRun, threads, [&](int t, int worker) {
+  parallel_for(tile_count(in), threads, [&](int t, int worker) {
     const std::uint32_t first = kernel.state.tile_start[t];
     if (first == kernel.state.tile_start[t + 1]) return;
     const int stack = t / per_stack, tx = t % per_stack % tiles_x, ty = t % per_stack / tiles_x;

@@ -13,7 +13,6 @@ namespace NATIVE_LEVEL {
 
 // Splats staged at a time, one bit each in the mask of a row: few enough for the first cache.
 constexpr int kBatch = 64;
-constexpr int kTileRun = 8;  // tiles handed to a thread at a time, at most
 constexpr int kFar = 40;  // pairs; staging does little else than wait for their records
 
 // Splats whose alphas are computed at a time: each takes some 60 cycles, and processors do not look

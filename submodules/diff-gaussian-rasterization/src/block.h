@@ -43,6 +43,7 @@ struct Gaussians {
   const Inputs<S>* inputs[kSize];  // where their tensors are
   alignas(64) S mean[3][kSize] = {}, scale[3][kSize] = {}, rotation[4][kSize] = {};
   alignas(64) S length[kSize] = {}, cov[6][kSize] = {};
+  alignas(64) S basis[kMaxShCoefficients][kSize];  // of the harmonics
 
   // Returns the place of the new one.
   int push(const Walk<S>& at, int v) {
@@ -67,6 +68,22 @@ struct Gaussians {
     for (int k = 0; k < kSize; ++k) {
       const Shape<S> shape = shape_at(k);
       put(covariance_3d(shape.scale, shape.rotation, modifier), cov, k);
+    }
+  }
+
+  void find_basis(int degree, Vec3<S> eye) {
+    if (degree <= 0) return find_basis_of<0>(eye);
+    if (degree == 1) return find_basis_of<1>(eye);
+    if (degree == 2) return find_basis_of<2>(eye);
+    find_basis_of<3>(eye);
+  }
+
+  template <int Degree>
+  void find_basis_of(Vec3<S> eye) {
+    for (int k = 0; k < kSize; ++k) {
+      S inv_length;
+      const Vec3<S> d = normalized(mean_at(k) - eye, inv_length);
+      sh_basis_each(Degree, d, [&](int j, S value) { basis[j][k] = value; });
     }
   }
 
@@ -125,7 +142,6 @@ struct Block : Gaussians<S> {
   int gaussian[kSize], layer[kSize];
   alignas(64) S opacity[kSize] = {}, splat[9][kSize], radius[kSize];
   alignas(64) S along_x[5][kSize], along_y[5][kSize];  // of the footprint
-  alignas(64) S basis[kMaxShCoefficients][kSize];      // of the harmonics
   int rect[4][kSize], valid[kSize];
 
   void push(const Walk<S>& at, int v, int i) {
@@ -174,13 +190,6 @@ struct Block : Gaussians<S> {
     }
   }
 
-  void find_basis(int degree, Vec3<S> eye) {
-    if (degree <= 0) return find_basis_of<0>(eye);
-    if (degree == 1) return find_basis_of<1>(eye);
-    if (degree == 2) return find_basis_of<2>(eye);
-    find_basis_of<3>(eye);
-  }
-
   Splat<S> splat_of(int k) const {
     const auto f = [&](int n) { return splat[n][k]; };
     return {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), radius[k]};
@@ -204,16 +213,40 @@ struct Block : Gaussians<S> {
     columns[3][k] = e.square;
     columns[4][k] = e.shrink;
   }
-
-  template <int Degree>
-  void find_basis_of(Vec3<S> eye) {
-    for (int k = 0; k < kSize; ++k) {
-      S inv_length;
-      const Vec3<S> d = normalized(this->mean_at(k) - eye, inv_length);
-      sh_basis_each(Degree, d, [&](int j, S value) { basis[j][k] = value; });
-    }
-  }
 };
+
+// As sh_sum, but four values at a time, the fourth of which is of the next coefficient and not used,
+// and two sums that do not wait for each other.
+template <int Degree, typename S>
+Vec3<S> block_sh_sum_of(const S* basis, const S* sh) {
+  constexpr int stride = Block<S>::kSize;
+  return sh_sum_of<Degree>(basis, stride, sh);
+}
+#if defined(__GNUC__) || defined(__clang__)
+template <int Degree>
+Vec3<float> block_sh_sum_of(const float* basis, const float* sh) {
+  typedef float Four __attribute__((vector_size(16)));
+  constexpr int stride = Block<float>::kSize, last = sh_coefficients(Degree) - 1;
+  Four sums[2] = {{0.5f, 0.5f, 0.5f, 0.0f}, {}};
+  for (int j = 0; j < last; ++j) {
+    Four values;
+    std::memcpy(&values, sh + 3 * j, sizeof values);
+    sums[j % 2] += basis[j * stride] * values;
+  }
+  const float* end = sh + 3 * last;
+  sums[last % 2] += basis[last * stride] * Four{end[0], end[1], end[2], 0.0f};
+  const Four all = sums[0] + sums[1];
+  return {all[0], all[1], all[2]};
+}
+#endif
+
+template <typename S>
+Vec3<S> block_sh_sum(int degree, const S* basis, const S* sh) {
+  if (degree <= 0) return block_sh_sum_of<0>(basis, sh);
+  if (degree == 1) return block_sh_sum_of<1>(basis, sh);
+  if (degree == 2) return block_sh_sum_of<2>(basis, sh);
+  return block_sh_sum_of<3>(basis, sh);
+}
 
 // The colour of Gaussian k of a block; false if a channel is not finite.
 template <typename S>
@@ -221,8 +254,7 @@ bool block_color(const Inputs<S>& in, int v, const Block<S>& block, int k, S* fe
   const std::int64_t i = block.local[k];
   if (!in.sh) return copy_features(in.colors.at(v) + i * in.channels, in.channels, features);
   const S* sh = in.sh.at(v) + i * in.sh_rows * 3;
-  const S* basis = &block.basis[0][k];
-  return clamp_color(sh_sum(in.sh_degree, basis, Block<S>::kSize, sh), features);
+  return clamp_color(block_sh_sum(in.sh_degree, &block.basis[0][k], sh), features);
 }
 
 }  // namespace NATIVE_LEVEL

@@ -12,21 +12,33 @@ struct BlockBack : Gaussians<S> {
   using Gaussians<S>::kSize;
   const InputGradients<S>* grads[kSize];
   alignas(64) S opacity[kSize] = {}, moments[kMoments][kSize] = {}, depth[kSize] = {};
-  alignas(64) S by_color[3][kSize];  // the colour's part for the mean
+  alignas(64) S color_grad[3][kSize] = {};  // before the clamp
   // What they hand on.
   alignas(64) S grad_mean[3][kSize], grad_cov[6][kSize], ndc[2][kSize], grad_opacity[kSize];
   alignas(64) S grad_scale[3][kSize], grad_rotation[4][kSize];
+  alignas(64) S by_color[3][kSize] = {};  // the part of harmonics for the mean
+  alignas(64) S weight[kMaxShCoefficients][kSize] = {};  // of the basis, in the colour's gradient
   int valid[kSize];
 
-  // `blended` is the opacity that was; `sums` and `grad_depth` are what was gathered.
-  int push(const Walk<S>& at, int v, S blended, const S* sums, S grad_depth,
-           const InputGradients<S>& grad) {
+  int push(const Walk<S>& at, int v, const InputGradients<S>& grad) {
     const int k = Gaussians<S>::push(at, v);
     grads[k] = &grad;
+    return k;
+  }
+
+  // What was gathered of Gaussian k; `blended` is the opacity that was.
+  void put_gathered(int k, S blended, const S* sums, S grad_depth) {
     opacity[k] = blended;
     for (int m = 0; m < kMoments; ++m) moments[m][k] = sums[m];
     depth[k] = grad_depth;
-    return k;
+  }
+
+  // Emits the gradients of the harmonics, and finds their parts for the means.
+  void find_color_gradients(int v, int degree, Vec3<S> eye) {
+    if (degree <= 0) return find_color_gradients_of<0>(v, eye);
+    if (degree == 1) return find_color_gradients_of<1>(v, eye);
+    if (degree == 2) return find_color_gradients_of<2>(v, eye);
+    find_color_gradients_of<3>(v, eye);
   }
 
   // The compiler makes vectors of this loop and the next only if it need not fear that the camera
@@ -81,8 +93,17 @@ struct BlockBack : Gaussians<S> {
   }
 
   // Emits what the Gaussians hand on, as `gaussian_backward`, and is empty again.
-  void finish(const Inputs<S>& in, int v, const Camera<S>& camera) {
+  void finish(const Inputs<S>& in, int v, const Camera<S>& camera, const Wanted& wanted) {
     if (this->count == 0) return;
+    if (wanted.first == 0 && this->inputs[0]->sh) {
+      find_color_gradients(v, in.sh_degree, camera.position);
+    }
+    if (wanted.moments) finish_projection(in, v, camera);
+    this->count = 0;
+  }
+
+ private:
+  void finish_projection(const Inputs<S>& in, int v, const Camera<S>& camera) {
     const bool has_cov = bool(this->inputs[0]->cov3d);
     if (!has_cov) this->find_covariances(in.scale_modifier);
     if (in.raw) {
@@ -93,7 +114,50 @@ struct BlockBack : Gaussians<S> {
       if (!has_cov) find_shape_gradients<false>(in.scale_modifier);
     }
     for (int k = 0; k < this->count; ++k) emit_one(v, k, has_cov);
-    this->count = 0;
+  }
+
+  template <int Degree>
+  void find_color_gradients_of(int v, Vec3<S> eye) {
+    this->template find_basis_of<Degree>(eye);
+    for (int k = 0; k < this->count; ++k) emit_harmonics<Degree>(v, k);
+    for (int k = 0; k < kSize; ++k) {
+      S inv_length, weights[kMaxShCoefficients];
+      const Vec3<S> d = normalized(this->mean_at(k) - eye, inv_length);
+      for (int j = 0; j < sh_coefficients(Degree); ++j) weights[j] = weight[j][k];
+      this->put(sh_offset_backward(Degree, d, inv_length, weights), by_color, k);
+    }
+  }
+
+  template <int Degree>
+  void emit_harmonics(int v, int k) {
+    constexpr int coefficients = sh_coefficients(Degree);
+    const Inputs<S>& in = *this->inputs[k];
+    const Batched<S>& target = grads[k]->sh;
+    const std::int64_t row = std::int64_t(this->local[k]) * in.sh_rows * 3;
+    const S* sh = in.sh.at(v) + row;
+    const S r = color_grad[0][k], g = color_grad[1][k], b = color_grad[2][k];
+    alignas(64) S values[coefficients], weights[coefficients];
+    for (int j = 0; j < coefficients; ++j) values[j] = this->basis[j][k];
+    for (int j = 0; j < coefficients; ++j) {
+      weights[j] = sh[3 * j] * r + sh[3 * j + 1] * g + sh[3 * j + 2] * b;
+    }
+    for (int j = 0; j < coefficients; ++j) weight[j][k] = weights[j];
+    if (!target) return;
+    S* out = target.at(v) + row;
+    if (target.adds(v)) {
+      for (int j = 0; j < coefficients; ++j) {
+        out[3 * j] += values[j] * r;
+        out[3 * j + 1] += values[j] * g;
+        out[3 * j + 2] += values[j] * b;
+      }
+      return;
+    }
+    for (int j = 0; j < coefficients; ++j) {
+      out[3 * j] = values[j] * r;
+      out[3 * j + 1] = values[j] * g;
+      out[3 * j + 2] = values[j] * b;
+    }
+    for (int n = 3 * coefficients; n < 3 * in.sh_rows; ++n) out[n] = S(0);
   }
 };
 

@@ -1,4 +1,4 @@
-// Counts the pairs of a finished render, and times the bare kernels that they need.
+// Counts the work of a finished render, and times the bare kernels of its pixels.
 #include "light.h"
 
 #include <algorithm>
@@ -59,7 +59,7 @@ struct CountedTile {
   }
 
   // The pixels of group g in row y.
-  void count_group(const SplatRows<S>& splat, int y, int g, int place, PairCounts& counts) {
+  void count_group(const SplatRows<S>& splat, int y, int g, int place, WorkCounts& counts) {
     constexpr int lanes = Pack<S>::lanes;
     alignas(64) S raw[lanes];
     store(raw, splat.alpha(y, g));
@@ -81,29 +81,50 @@ struct CountedTile {
   }
 };
 
-void add(PairCounts& sums, const PairCounts& more) {
+void add(WorkCounts& sums, const WorkCounts& more) {
   sums.looked_at += more.looked_at;
   sums.blended += more.blended;
   sums.lanes += more.lanes;
   sums.looked_at_back += more.looked_at_back;
+  sums.listed += more.listed;
+  sums.tiles += more.tiles;
+  sums.drawn += more.drawn;
 }
 
 template <typename S>
-PairCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index) {
+WorkCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index,
+                      std::uint8_t* drawn) {
   const int in_stack = index % (in.tiles_x() * in.tiles_y());
   const int tx = in_stack % in.tiles_x(), ty = in_stack / in.tiles_x();
   CountedTile<S> tile(state.last.data() + std::size_t(index) * kPixels,
                       in.width - tx * kTile, in.height - ty * kTileRows);
-  PairCounts counts;
+  WorkCounts counts;
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
   for (std::uint32_t p = first; p < end; ++p) {
     const SplatRows<S> splat(state.record(p), tx, ty);
     const Spans spans = state.pairs[p].spans;
+    const std::int64_t before = counts.blended;
     for (int g = 0; g < kGroups<S>; ++g) {
       for (int y = first_row(spans, g); y < std::min(tile.rows, end_row(spans, g)); ++y) {
         tile.count_group(splat, y, g, static_cast<int>(p - first), counts);
       }
     }
+    drawn[state.pairs[p].slot] = counts.blended != before;
+  }
+  return counts;
+}
+
+// The splats with tiles, and those that `drawn` (by slot) has in one of them.
+template <typename S>
+WorkCounts count_splats(int gaussians, const ViewState<S>& state, const std::uint8_t* drawn) {
+  WorkCounts counts;
+  for (int i = 0; i < gaussians; ++i) {
+    const std::uint32_t first = state.first_slot[i], end = state.first_slot[i + 1];
+    bool any = false;
+    for (std::uint32_t slot = first; slot < end; ++slot) any = any || drawn[slot] != 0;
+    counts.listed += first < end;
+    counts.tiles += end - first;
+    counts.drawn += any;
   }
   return counts;
 }
@@ -254,25 +275,31 @@ double time_multiply_adds(std::int64_t count) {
 }  // namespace
 
 template <typename S>
-PairCounts count_pairs(const Inputs<S>& in, const ViewState<S>& state, int threads) {
-  Buffer<PairCounts> per_worker;
+WorkCounts count_work(const Inputs<S>& in, const ViewState<S>& state, int threads) {
+  Buffer<WorkCounts> per_worker;
+  Buffer<std::uint8_t> drawn;  // by slot
+  drawn.resize(state.tile_start[tile_count(in)]);
   per_worker.resize(threads);
-  for (int worker = 0; worker < threads; ++worker) per_worker[worker] = PairCounts();
-  parallel_for(tile_count(in), threads,
-               [&](int t, int worker) { add(per_worker[worker], count_tile(in, state, t)); });
-  PairCounts all;
+  for (int worker = 0; worker < threads; ++worker) per_worker[worker] = WorkCounts();
+  parallel_for(tile_count(in), threads, [&](int t, int worker) {
+    add(per_worker[worker], count_tile(in, state, t, drawn.data()));
+  });
+  WorkCounts all = count_splats(in.gaussians, state, drawn.data());
   for (int worker = 0; worker < threads; ++worker) add(all, per_worker[worker]);
   return all;
 }
 
-template PairCounts count_pairs(const Inputs<float>&, const ViewState<float>&, int);
-template PairCounts count_pairs(const Inputs<double>&, const ViewState<double>&, int);
+template WorkCounts count_work(const Inputs<float>&, const ViewState<float>&, int);
+template WorkCounts count_work(const Inputs<double>&, const ViewState<double>&, int);
 
-double bare_kernel_ns(std::int64_t pairs, BareWork work) {
-  if (work == BareWork::kLook) return time_rows<LookRow>(pairs);
-  if (work == BareWork::kBlend) return time_rows<BlendRow>(pairs);
-  if (work == BareWork::kMultiplyAdd) return time_multiply_adds(pairs);
-  return time_rows<GatherRow>(pairs);
+double bare_kernel_ns(std::int64_t count, BareWork work) {
+  switch (work) {
+    case BareWork::kLook: return time_rows<LookRow>(count);
+    case BareWork::kBlend: return time_rows<BlendRow>(count);
+    case BareWork::kGather: return time_rows<GatherRow>(count);
+    case BareWork::kMultiplyAdd: return time_multiply_adds(count);
+    default: return bare_gaussian_ns(count, work);
+  }
 }
 
 }  // namespace NATIVE_LEVEL

@@ -8,17 +8,6 @@ namespace gr {
 namespace NATIVE_LEVEL {
 namespace {
 
-// The gradients of the colour and of the further features; returns the colour's part for the mean.
-// `features` are those that were blended, `sum` their gradients from wanted.first on.
-template <typename S>
-Vec3<S> planes_backward(const Inputs<S>& in, int v, std::int64_t i, const Camera<S>& camera,
-                        Vec3<S> mean, const S* features, const S* sum, const Wanted& wanted,
-                        const InputGradients<S>& grad) {
-  emit(grad.extra, v, i, in.extras, sum + (in.channels - wanted.first));
-  if (wanted.first > 0) return {S(0), S(0), S(0)};
-  return color_backward(in, v, i, camera, mean, features, sum, grad);
-}
-
 // The gradients of the harmonics, which are most of what is written.
 template <typename S>
 void prefetch_gradients(const Walk<S>& at, int v, const InputGradients<S>& grad) {
@@ -41,21 +30,27 @@ bool reduce_pairs(const PairGradients<S>& pairs, std::uint32_t first, std::uint3
   return any;
 }
 
-// Takes a Gaussian that pixels saw, from what they gathered: its planes now, all else in blocks.
+// Takes a Gaussian that pixels saw, from what they gathered: what is a copy now, all else in blocks.
+// `sum` has the features from wanted.first on.
 template <typename S>
-void splat_backward(const Walk<S>& at, int v, const Camera<S>& camera, const S* record,
-                    const S* sum, const Wanted& wanted, const InputGradients<S>& grad,
-                    BlockBack<S>& block) {
+void splat_backward(const Walk<S>& at, int v, const S* record, const S* sum, const Wanted& wanted,
+                    const InputGradients<S>& grad, BlockBack<S>& block) {
   const Inputs<S>& in = at.inputs();
   const int i = at.local();
   const S* by_feature = sum + (wanted.moments ? kMoments : 0);
-  const Vec3<S> by_color = planes_backward(in, v, i, camera, input_mean(in, v, i),
-                                           record + kGeometry, by_feature, wanted, grad);
-  if (!wanted.moments) return;
-  const bool has_depth = wanted.end > in.depth_feature();
-  const S grad_depth = has_depth ? by_feature[in.depth_feature()] : S(0);
-  const int k = block.push(at, v, record[kOpacity], sum, grad_depth, grad);
-  block.put(by_color, block.by_color, k);
+  emit(grad.extra, v, i, in.extras, by_feature + (in.channels - wanted.first));
+  const bool by_harmonics = wanted.first == 0 && in.sh;
+  if (wanted.first == 0 && !in.sh) emit(grad.colors, v, i, in.channels, by_feature);
+  if (!wanted.moments && !by_harmonics) return;
+  const int k = block.push(at, v, grad);
+  if (by_harmonics) {
+    block.put(clamp_color_backward(record + kGeometry, by_feature), block.color_grad, k);
+  }
+  if (wanted.moments) {
+    const bool has_depth = wanted.end > in.depth_feature();
+    const S grad_depth = has_depth ? by_feature[in.depth_feature()] : S(0);
+    block.put_gathered(k, record[kOpacity], sum, grad_depth);
+  }
 }
 
 }  // namespace
@@ -87,13 +82,13 @@ void project_view_backward(const Inputs<S>& in, int v, int threads, const ViewSt
       const InputGradients<S>& grad = grads[at.part()];
       if (reduce_pairs(pairs, state.first_slot[i], state.first_slot[i + 1], sum)) {
         const S* record = state.records.data() + std::size_t(i) * state.record_stride;
-        splat_backward(at, v, camera, record, sum, wanted, grad, block);
-        if (block.count == BlockBack<S>::kSize) block.finish(in, v, camera);
+        splat_backward(at, v, record, sum, wanted, grad, block);
+        if (block.count == BlockBack<S>::kSize) block.finish(in, v, camera, wanted);
       } else {
         emit_zeros(at.inputs(), v, at.local(), grad);
       }
     }
-    block.finish(in, v, camera);
+    block.finish(in, v, camera, wanted);
   });
 }
 

@@ -152,7 +152,7 @@ struct PairGradients {
   Buffer<std::uint8_t> written;  // (pairs)
 };
 
-struct PairCounts;    // of light.h, as BareWork
+struct WorkCounts;    // of light.h, as BareWork
 enum class BareWork;
 
 // The stages that are compiled for several instruction sets; stages.h says what they do.
@@ -165,13 +165,13 @@ struct Stages {
                          const ImageGradients<S>&, const Wanted&, PairGradients<S>&);
   void (*project_backward)(const Inputs<S>&, int v, int threads, const ViewState<S>&,
                            const PairGradients<S>&, const Wanted&, const InputGradients<S>* grads);
-  PairCounts (*count_pairs)(const Inputs<S>&, const ViewState<S>&, int threads);
+  WorkCounts (*count_work)(const Inputs<S>&, const ViewState<S>&, int threads);
 };
 
 struct Kernels {
   Stages<float> f32;
   Stages<double> f64;
-  double (*bare_kernel_ns)(std::int64_t pairs, BareWork work);
+  double (*bare_kernel_ns)(std::int64_t count, BareWork work);
 };
 
 const native::Levels<Kernels>& levels();

@@ -9,7 +9,7 @@ namespace {
 
 template <typename S>
 constexpr Stages<S> kStages = {project_view<S>, blend_view<S>, blend_view_backward<S>,
-                               project_view_backward<S>, count_pairs<S>};
+                               project_view_backward<S>, count_work<S>};
 
 }  // namespace
 

@@ -38,26 +38,70 @@ long process_id() {
 
 using Body = std::function<void(int, int)>;
 
+// The chunks that nobody has begun of those of one worker, who takes them from the front; others, when
+// they have none left, from the back.
+class alignas(64) Range {  // a line of the caches: taking one's own is not felt by others
+ public:
+  void set(int begin, int end) { left_.store(pack(begin, end)); }
+  int take_first() {  // -1: none is left
+    return take([](int& begin, int&) { return begin++; });
+  }
+  int take_last() {
+    return take([](int&, int& end) { return --end; });
+  }
+
+ private:
+  static std::uint64_t pack(int begin, int end) {
+    return std::uint64_t(std::uint32_t(end)) << 32 | std::uint32_t(begin);
+  }
+
+  template <typename Choose>
+  int take(const Choose& choose) {
+    std::uint64_t seen = left_.load();
+    for (;;) {
+      int begin = static_cast<int>(seen & 0xffffffffu), end = static_cast<int>(seen >> 32);
+      if (begin >= end) return -1;
+      const int chunk = choose(begin, end);
+      if (left_.compare_exchange_weak(seen, pack(begin, end))) return chunk;
+    }
+  }
+
+  std::atomic<std::uint64_t> left_{0};
+};
+
 // One parallel loop. Workers hold it by shared_ptr, so a late one finds no chunk left, no more.
 struct Job {
-  const Body* body;
-  int chunks, threads;
-  std::atomic<int> next{0}, finished{0}, workers{1};
-  std::mutex error_mutex;
-  std::exception_ptr error;
+  Job(const Body& body_, int chunks_, int threads_)
+      : body(body_), chunks(chunks_), threads(threads_), ranges(new Range[threads_]) {
+    const auto begin = [&](int w) { return static_cast<int>(std::int64_t(chunks) * w / threads); };
+    for (int w = 0; w < threads; ++w) ranges[w].set(begin(w), begin(w + 1));
+  }
 
   void work(int worker) {
     int done = 0;
-    for (int chunk; (chunk = next.fetch_add(1)) < chunks; ++done) {
+    const auto run = [&](int chunk) {
+      ++done;
       try {
-        (*body)(chunk, worker);
+        body(chunk, worker);
       } catch (...) {
         const std::lock_guard<std::mutex> lock(error_mutex);
         error = std::current_exception();
       }
+    };
+    for (int chunk; (chunk = ranges[worker].take_first()) >= 0;) run(chunk);
+    for (int other = 1; other < threads; ++other) {
+      Range& range = ranges[(worker + other) % threads];
+      for (int chunk; (chunk = range.take_last()) >= 0;) run(chunk);
     }
     finished.fetch_add(done);
   }
+
+  const Body& body;  // not to be called when all is finished
+  const int chunks, threads;
+  const std::unique_ptr<Range[]> ranges;
+  std::atomic<int> finished{0};
+  std::mutex error_mutex;
+  std::exception_ptr error;
 };
 
 class Pool {
@@ -82,10 +126,14 @@ class Pool {
 
  private:
   void ensure_workers(int count) {
-    for (; started_ < count; ++started_) std::thread([this] { loop(); }).detach();
+    while (started_ < count) {
+      const int worker = ++started_;
+      std::thread([this, worker] { loop(worker); }).detach();
+    }
   }
 
-  [[noreturn]] void loop() {
+  // A thread is the same worker in all loops, so that what it has in its caches serves the next.
+  [[noreturn]] void loop(int worker) {
     std::uint64_t seen = 0;
     for (;;) {
       for (int i = 0; i < kSpins && generation_.load() == seen; ++i) relax();
@@ -96,7 +144,6 @@ class Pool {
         seen = generation_.load();
         job = job_;
       }
-      const int worker = job->workers.fetch_add(1);
       if (worker < job->threads) job->work(worker);
     }
   }
@@ -129,25 +176,13 @@ void parallel_for(int chunks, int threads, const Body& body) {
     Pool& workers = pool();
     const std::unique_lock<std::mutex> lock(workers.busy, std::try_to_lock);
     if (lock.owns_lock()) {
-      const auto job = std::make_shared<Job>();
-      job->body = &body;
-      job->chunks = chunks;
-      job->threads = threads;
+      const auto job = std::make_shared<Job>(body, chunks, threads);
       workers.run(job);
       if (job->error) std::rethrow_exception(job->error);
       return;
     }
   }
   for (int chunk = 0; chunk < chunks; ++chunk) body(chunk, 0);
-}
-
-void parallel_runs(int chunks, int run, int threads, const Body& body) {
-  constexpr int kRunsEach = 16;  // so that threads end together
-  run = std::max(1, std::min(run, chunks / (threads * kRunsEach)));
-  parallel_for((chunks + run - 1) / run, threads, [&](int first, int worker) {
-    const int end = std::min(chunks, (first + 1) * run);
-    for (int chunk = first * run; chunk < end; ++chunk) body(chunk, worker);
-  });
 }
 
 }  // namespace gr

@@ -1,4 +1,4 @@
-// A small pool of worker threads: parallel loops whose chunks are handed out dynamically.
+// A small pool of worker threads: parallel loops whose chunks go to who has time.
 #pragma once
 
 #include <functional>
@@ -6,15 +6,12 @@
 namespace gr {
 
 // Runs body(chunk, worker) for chunk in [0, chunks) on up to `threads` threads, the caller among
-// them; worker is in [0, threads). Returns when all chunks are done. The results must not depend
-// on which worker runs a chunk. Safe to call from several threads at once (the second one runs its
-// loop alone) and after fork(). An exception in a chunk is rethrown here after the loop.
+// them; worker is in [0, threads). Returns when all chunks are done. Each worker begins with an equal
+// share of successive chunks, the same ones in every loop of as many: what it wrote in one stage
+// lies in its caches in the next, and neighbours in memory are seldom written by two. Who is done
+// takes from the ends of others' shares, so the results must not depend on who runs a chunk. Safe to
+// call from several threads at once (the second one runs its loop alone) and after fork(). An
+// exception in a chunk is rethrown here after the loop.
 void parallel_for(int chunks, int threads, const std::function<void(int chunk, int worker)>& body);
-
-// The same, with up to `run` successive chunks handed out at a time, fewer where there are few for
-// each thread: neighbours in memory are then seldom written by two threads at once, which would
-// pass the line between them to and fro.
-void parallel_runs(int chunks, int run, int threads,
-                   const std::function<void(int chunk, int worker)>& body);
 
 }  // namespace gr

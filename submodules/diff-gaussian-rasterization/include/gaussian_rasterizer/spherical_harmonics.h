@@ -87,6 +87,13 @@ GR_HD Vec3<S> sh_basis_backward(int degree, Vec3<S> d, const S* weight) {
   return g;
 }
 
+// The same by the offset that points in the direction; `inv_length` is that of the offset.
+template <typename S>
+GR_HD Vec3<S> sh_offset_backward(int degree, Vec3<S> d, S inv_length, const S* weight) {
+  const Vec3<S> g = sh_basis_backward(degree, d, weight);
+  return inv_length * (g - dot(g, d) * d);
+}
+
 // Unit vector; the zero vector stays zero instead of becoming NaN.
 template <typename S>
 GR_HD Vec3<S> normalized(Vec3<S> v, S& inv_length) {
@@ -149,8 +156,7 @@ GR_HD Vec3<S> sh_color_backward_of(Vec3<S> offset, const S* sh, Vec3<S> grad, bo
     out[1] = (add ? out[1] : S(0)) + basis[j] * grad.y;
     out[2] = (add ? out[2] : S(0)) + basis[j] * grad.z;
   }
-  const Vec3<S> g = sh_basis_backward(Degree, d, weight);
-  return inv_length * (g - dot(g, d) * d);
+  return sh_offset_backward(Degree, d, inv_length, weight);
 }
 
 template <typename S>
