@@ -109,7 +109,8 @@ def bound(scene: Scene, threads: int) -> dict[str, Any]:
     counts, ns, per_second = mean_work(scene, threads), bare_ns(), light.bandwidth()
     moved = moved_bytes(scene)
     parts = {
-        way: {name: ms / threads for name, ms in work.items()} | {"bytes": 1e3 * moved[way] / per_second}
+        way: {name: ms / threads for name, ms in work.items()}
+        | {"bytes": 1e3 * moved[way] / per_second}
         for way, work in arithmetic_ms(counts, ns).items()
     }
     forward, backward = (sum(part.values()) for part in parts.values())

@@ -12,7 +12,7 @@ import torch
 from benchmarks import compare, light, rasterizer_garden, rasterizer_light, scenes
 from diff_gaussian_rasterization import RasterOutput, _native, rasterize, reference
 
-TILE = 16
+TILE, TILE_ROWS = 16, 32  # of the lists
 # Pixels that the rasteriser looks at together.
 LANES = {"avx512": 16, "avx2": 8}.get(_native.isa, 4)
 LANES_OF_DOUBLES = 4
@@ -56,13 +56,17 @@ def stacked(count: int, opacity: float, size: tuple[int, int]) -> RasterOutput:
 @pytest.mark.parametrize("size", [(32, 16), (21, 19)], ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_stack_is_looked_at_until_pixels_stop(opacity, looked_at, blended, size, threads):
-    found = rasterizer_light.count_pairs(stacked(5, opacity, size), threads)
+    found = rasterizer_light.count_work(stacked(5, opacity, size), threads)
     pixels, groups = size[0] * size[1], -(-size[0] // LANES) * size[1]
+    listed, tiles = (5 if blended else 0), -(-size[0] // TILE) * -(-size[1] // TILE_ROWS)
     assert found == {
         "looked_at": looked_at * pixels,
         "blended": blended * pixels,
         "lanes": looked_at * groups * LANES,
         "looked_at_back": blended * pixels,
+        "listed": listed,
+        "tiles": listed * tiles,
+        "drawn": blended,
     }
 
 
@@ -91,11 +95,13 @@ def counted(splats: reference.Splats, opacities: torch.Tensor, size, pad: float)
     t = torch.ones(height, width, dtype=torch.float64)
     going = torch.ones_like(t, dtype=torch.bool)
     so_far, back = torch.zeros_like(t, dtype=torch.long), torch.zeros_like(t, dtype=torch.long)
-    sums = dict(looked_at=0, blended=0, lanes=0)
+    sums = dict(looked_at=0, blended=0, lanes=0, listed=0, tiles=0, drawn=0)
     order = torch.argsort(splats.depth, stable=True)
     for i in order[splats.visible[order] & (opacities[order] >= 1 / 255)].tolist():
         tau = 2 * torch.log(255 * opacities[i]).item() * (1 + pad / 10) + pad / 10
-        touched = row_touched(splats, i, tau, pad, size)
+        whole_tiles = (-(-width // TILE) * TILE, -(-height // TILE_ROWS) * TILE_ROWS)
+        everywhere = row_touched(splats, i, tau, pad, whole_tiles)
+        touched = everywhere[:height, :width]
         xx, xy, yy = splats.conic[i]
         dx, dy = splats.centre[i, 0] - xs, splats.centre[i, 1] - ys
         alpha = opacities[i] * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
@@ -107,6 +113,11 @@ def counted(splats: reference.Splats, opacities: torch.Tensor, size, pad: float)
         sums["looked_at"] += (touched & going).sum().item()
         sums["blended"] += drawn.sum().item()
         sums["lanes"] += lanes * padded.unflatten(1, (-1, lanes)).any(-1).sum().item()
+        rows, columns = torch.nonzero(everywhere, as_tuple=True)
+        tiles = set(zip((rows // TILE_ROWS).tolist(), (columns // TILE).tolist(), strict=True))
+        sums["tiles"] += len(tiles)
+        sums["listed"] += bool(tiles)
+        sums["drawn"] += drawn.any().item()
         so_far += touched
         back = torch.where(drawn, so_far, back)
         going &= ~(seen & ~drawn)
@@ -121,7 +132,7 @@ def test_pairs_are_those_of_plain_pytorch():
     gaussians["means3D"].requires_grad_()
     shared = scene.shared() | {"background": torch.zeros(3, dtype=torch.float64)}
     camera = {name: tensor.double() for name, tensor in scene.cameras()[0].items()}
-    found = rasterizer_light.count_pairs(rasterize(**gaussians, **camera, **shared), 2)
+    found = rasterizer_light.count_work(rasterize(**gaussians, **camera, **shared), 2)
 
     matrices = (tensor[0] for tensor in camera.values())
     cov = reference.covariances(gaussians["scales"][0], gaussians["rotations"][0], 1.0)
@@ -142,15 +153,28 @@ def test_pairs_are_those_of_plain_pytorch():
 
 
 def test_more_arithmetic_takes_longer():
-    ns = rasterizer_light.pair_ns(turns=5)
+    ns = rasterizer_light.bare_ns(turns=5)
     assert 0 < ns["look"] < ns["blend"] < ns["gather"]
+    assert 0 < ns["footprint"] < ns["project"] < ns["project_back"]
+    assert 0 < ns["color"] < ns["color_back"]
 
 
 def test_a_pair_that_is_only_looked_at_costs_less():
-    ns = dict(look=1.0, blend=3.0, gather=6.0)
-    pairs = dict(looked_at=5e6, blended=2e6, looked_at_back=4e6, lanes=9e6)
-    found = rasterizer_light.arithmetic_ms(pairs, ns)
-    assert found == pytest.approx({"forward": 5 + 2 * 2, "backward": 4 + 2 * 5})
+    ns = dict.fromkeys(rasterizer_light.SPLAT_WORKS, 0.0) | dict(look=1.0, blend=3.0, gather=6.0)
+    counts = dict(looked_at=5e6, blended=2e6, looked_at_back=4e6, lanes=9e6)
+    counts |= dict(listed=3, tiles=4, drawn=2)
+    found = rasterizer_light.arithmetic_ms(counts, ns)
+    assert found["forward"] == pytest.approx({"pixels": 5 + 2 * 2, "splats": 0})
+    assert found["backward"] == pytest.approx({"pixels": 4 + 2 * 5, "splats": 0})
+
+
+def test_splats_cost_what_their_stages_and_tiles_do():
+    ns = dict(look=0.0, blend=0.0, gather=0.0, project=1.0, footprint=2.0, spans=3.0, color=4.0)
+    ns |= dict(project_back=5.0, color_back=6.0)
+    counts = dict(looked_at=0, blended=0, looked_at_back=0, listed=4e6, tiles=7e6, drawn=2e6)
+    found = rasterizer_light.arithmetic_ms(counts, ns)
+    assert found["forward"]["splats"] == pytest.approx(4 * (1 + 2 + 4) + 7 * 3)
+    assert found["backward"]["splats"] == pytest.approx(2 * (5 + 6))
 
 
 def test_bytes_are_counted_once_each_way():
@@ -205,8 +229,14 @@ def test_the_rasteriser_is_set_beside_its_light(monkeypatch, capsys):
     for name in ("forward", "forward_backward"):
         ratio = found[f"{name}_ms"] / found[f"light_{name}_ms"]
         assert found[f"{name}_of_light"] == pytest.approx(ratio, rel=0.02) and ratio > 1
+        assert found[f"{name}_of_pixels"] > found[f"{name}_of_light"]
     assert found["light_forward_backward_ms"] > found["light_forward_ms"] > 0
-    assert 0 < found["pairs"]["blended"] <= found["pairs"]["looked_at"] <= found["pairs"]["lanes"]
+    parts, counts = found["light_parts_ms"], found["counts"]
+    assert found["light_forward_ms"] == pytest.approx(sum(parts["forward"].values()), abs=0.003)
+    both = sum(ms for part in parts.values() for ms in part.values())
+    assert found["light_forward_backward_ms"] == pytest.approx(both, abs=0.005)
+    assert 0 < counts["blended"] <= counts["looked_at"] <= counts["lanes"]
+    assert 0 < counts["drawn"] <= counts["listed"] <= counts["tiles"]
     ratio = found["one_thread_forward_ms"] / found["forward_ms"]
     assert found["scaling"] == pytest.approx(ratio, abs=0.02)
 
