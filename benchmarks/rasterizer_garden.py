@@ -11,8 +11,9 @@ On a GPU they are those between two events of its stream, `peak_mib` is what a v
 the Gaussians, and `forward_one_sort_ms` is the forward pass with one sort of 64-bit keys (tile and
 depth) in place of two shorter ones. On a CPU the unavoidable work alone is timed beside it, which
 `benchmarks/rasterizer_light.py` describes: `light_forward_ms`, `light_forward_backward_ms`, and the
-measured times as multiples (`forward_of_light`, `forward_backward_of_light`). With several threads,
-one thread takes turns with them: `one_thread_forward_ms`, and `scaling`, how many times longer.
+measured times as multiples (`forward_of_light`, `forward_backward_of_light`; `*_of_pixels` of the
+work on pixels and bytes alone). With several threads, one thread takes turns with them:
+`one_thread_forward_ms`, and `scaling`, how many times longer.
 """
 
 from __future__ import annotations
