@@ -215,14 +215,14 @@ struct Block : Gaussians<S> {
   }
 };
 
-// As sh_sum, but four values at a time, the fourth of which is of the next coefficient and not used,
-// and two sums that do not wait for each other.
+// The RGB of a Gaussian of a block before the clamp, from its basis and harmonics.
 template <int Degree, typename S>
 Vec3<S> block_sh_sum_of(const S* basis, const S* sh) {
-  constexpr int stride = Block<S>::kSize;
-  return sh_sum_of<Degree>(basis, stride, sh);
+  return sh_sum_of<Degree>(basis, Block<S>::kSize, sh);
 }
 #if defined(__GNUC__) || defined(__clang__)
+// Four values at a time, the fourth of which is of the next coefficient and not used, and two sums that
+// do not wait for each other. In arrays instead of these vectors, GCC keeps the sums in memory.
 template <int Degree>
 Vec3<float> block_sh_sum_of(const float* basis, const float* sh) {
   typedef float Four __attribute__((vector_size(16)));
