@@ -21,7 +21,7 @@ LANES_OF_DOUBLES = 4
 # ---- counting -----------------------------------------------------------------------------------
 
 
-def stacked(count: int, opacity: float, size: tuple[int, int]) -> RasterOutput:
+def stacked(count: int, opacity: float, size: tuple[int, int], **layers) -> RasterOutput:
     """Splats behind each other that are far larger than the image."""
     width, height = size
     camera = dict(
@@ -42,6 +42,7 @@ def stacked(count: int, opacity: float, size: tuple[int, int]) -> RasterOutput:
         width=width,
         height=height,
         background=torch.zeros(3),
+        **layers,
     )
 
 
@@ -68,6 +69,12 @@ def test_a_stack_is_looked_at_until_pixels_stop(opacity, looked_at, blended, siz
         "tiles": listed * tiles,
         "drawn": blended,
     }
+
+
+def test_layers_with_a_transmittance_each_are_counted_each():
+    one = rasterizer_light.count_work(stacked(3, 0.5, (21, 19)))
+    two = rasterizer_light.count_work(stacked(6, 0.5, (21, 19), layers=[3, 3]))
+    assert two == {name: 2 * number for name, number in one.items()}
 
 
 def row_touched(splats: reference.Splats, i: int, tau: float, pad: float, size) -> torch.Tensor:

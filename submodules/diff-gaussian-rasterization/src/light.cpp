@@ -94,7 +94,7 @@ void add(WorkCounts& sums, const WorkCounts& more) {
 template <typename S>
 WorkCounts count_tile(const Inputs<S>& in, const ViewState<S>& state, int index,
                       std::uint8_t* drawn) {
-  const int in_stack = index % (in.tiles_x() * in.tiles_y());
+  const int in_stack = index % tiles_per_stack(in);
   const int tx = in_stack % in.tiles_x(), ty = in_stack / in.tiles_x();
   CountedTile<S> tile(state.last.data() + std::size_t(index) * kPixels,
                       in.width - tx * kTile, in.height - ty * kTileRows);
