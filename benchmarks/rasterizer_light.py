@@ -31,9 +31,9 @@ that idle in a group of which other pixels go on or see the splat, and imbalance
 threads share the arithmetic evenly, as if one did not slow down another. Arithmetic and bytes are
 added up, as Gaussians must be read before pixels can be drawn. What it does not see: a footprint of
 pixels instead of groups would look at fewer pairs, down to `blended`; and better loops over splats
-than the rasteriser's own. `light_parts_ms` has the parts: without `splats` it is the time of the
+than the rasteriser's own. `light_parts_ms` has the parts. Without `splats` it is the time of the
 pixels and bytes alone, which no rasteriser of the same image by the same rule could beat with these
-vectors, and so are the ratios of `*_of_pixels`.
+vectors: the multiples of that are `*_of_pixels`.
 """
 
 from __future__ import annotations
