@@ -33,6 +33,20 @@ class Walk {
 template <typename S>
 constexpr std::int64_t kLine = 64 / sizeof(S);  // values in a line of the caches
 
+template <int Value>
+struct Degree {
+  static constexpr int value = Value;
+};
+
+// Calls visit(Degree<n>()) for the degree of harmonics, which is a constant inside then.
+template <typename Visit>
+auto with_degree(int degree, const Visit& visit) {
+  if (degree <= 0) return visit(Degree<0>());
+  if (degree == 1) return visit(Degree<1>());
+  if (degree == 2) return visit(Degree<2>());
+  return visit(Degree<3>());
+}
+
 // Gaussians as arrays: the compiler takes many of them side by side. Places that are not filled
 // hold earlier ones, or zeros: computed, but not looked at.
 template <typename S>
@@ -72,10 +86,7 @@ struct Gaussians {
   }
 
   void find_basis(int degree, Vec3<S> eye) {
-    if (degree <= 0) return find_basis_of<0>(eye);
-    if (degree == 1) return find_basis_of<1>(eye);
-    if (degree == 2) return find_basis_of<2>(eye);
-    find_basis_of<3>(eye);
+    with_degree(degree, [&](auto d) { this->template find_basis_of<d.value>(eye); });
   }
 
   template <int Degree>
@@ -242,10 +253,7 @@ Vec3<float> block_sh_sum_of(const float* basis, const float* sh) {
 
 template <typename S>
 Vec3<S> block_sh_sum(int degree, const S* basis, const S* sh) {
-  if (degree <= 0) return block_sh_sum_of<0>(basis, sh);
-  if (degree == 1) return block_sh_sum_of<1>(basis, sh);
-  if (degree == 2) return block_sh_sum_of<2>(basis, sh);
-  return block_sh_sum_of<3>(basis, sh);
+  return with_degree(degree, [&](auto d) { return block_sh_sum_of<d.value>(basis, sh); });
 }
 
 // The colour of Gaussian k of a block; false if a channel is not finite.

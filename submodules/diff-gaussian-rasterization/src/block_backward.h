@@ -35,10 +35,9 @@ struct BlockBack : Gaussians<S> {
 
   // Emits the gradients of the harmonics, and finds their parts for the means.
   void find_color_gradients(int v, int degree, Vec3<S> eye) {
-    if (degree <= 0) return find_color_gradients_of<0>(v, eye);
-    if (degree == 1) return find_color_gradients_of<1>(v, eye);
-    if (degree == 2) return find_color_gradients_of<2>(v, eye);
-    find_color_gradients_of<3>(v, eye);
+    with_degree(degree, [&](auto d) {
+      this->template find_color_gradients_of<d.value>(v, eye);
+    });
   }
 
   // The compiler makes vectors of this loop and the next only if it need not fear that the camera
