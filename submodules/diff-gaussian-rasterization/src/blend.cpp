@@ -44,46 +44,39 @@ struct Tile {
 //
 // `left` is multiplied on beyond the splat at which a pixel stops: it only falls, so that it tells
 // for each splat by itself whether the pixel still goes on, and a splat waits for nothing but one
-// product of the splat before. `t` is what is left after the last splat that was drawn. The next
-// few alphas are begun before the last few are blended: they are what takes long.
+// multiply-add of the splat before. `t` is what is left after the last splat that was drawn.
+//
+// Inlined: otherwise each row begins by loading a dozen constants.
 template <typename S, int K, bool Keep>
-bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int y, int g,
-                int features) {
+NATIVE_INLINE bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int y,
+                              int g, int features) {
   using P = Pack<S>;
   const int pixel = y * kTile + g * P::lanes;
   const int count = K > 0 ? K : features;
-  const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  const P least = broadcast(S(kMinTransmittance), P());
+  const P zero = broadcast(S(0), P()), least = broadcast(S(kMinTransmittance), P());
   P t = load(tile.transmittance + pixel, P()), left = t, last = zero;
   if (Keep) last = load(tile.last + pixel, P());
   P own_sums[K > 0 ? K : 1];
   for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kPixels + pixel, P());
-  Few<S> few, next_few;
-  few.take(batch, bits, g);
-  for (bool more = true; more; few = next_few) {
-    more = bits != 0;
-    next_few.take(batch, bits, g);
-    for (int j = 0; j < kAtOnce<S>; ++j) {
-      const int i = few.at[j];
-      const auto seen = at_least(few.raw[j], broadcast(S(kMinAlpha), P()));
-      const P alpha = select(seen, min(few.raw[j], broadcast(S(kMaxAlpha), P())), zero);
-      const P next = left * (one - alpha);
-      const auto goes_on = at_least(next, least);
-      const P weight = select(goes_on, alpha * left, zero);
-      t = select(goes_on, next, t);
-      left = next;
-      if (Keep) last = select(both(seen, goes_on), broadcast(batch.place[i], P()), last);
-      const S* feature = batch.template features<K>(i, 0);
-      for (int k = 0; k < K; ++k) {
-        own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
-      }
-      for (int k = 0; K == 0 && k < count; ++k) {
-        S* sum = tile.planes + (batch.plane[i] + k) * kPixels + pixel;
-        store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
-      }
+  const auto blend = [&](int i, P raw) {
+    const auto seen = at_least(raw, broadcast(S(kMinAlpha), P()));
+    const P alpha = select(seen, min(raw, broadcast(S(kMaxAlpha), P())), zero);
+    const P next = fnma(alpha, left, left);
+    const auto goes_on = at_least(next, least);
+    const P weight = select(goes_on, alpha * left, zero);
+    t = select(goes_on, next, t);
+    left = next;
+    if (Keep) last = select(both(seen, goes_on), broadcast(batch.place[i], P()), last);
+    const S* feature = batch.template features<K>(i, 0);
+    for (int k = 0; k < K; ++k) {
+      own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
     }
-    more = more && any(at_least(left, least));
-  }
+    for (int k = 0; K == 0 && k < count; ++k) {
+      S* sum = tile.planes + (batch.plane[i] + k) * kPixels + pixel;
+      store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
+    }
+  };
+  visit_splats(batch, bits, g, blend, [&] { return any(at_least(left, least)); });
   const auto goes_on = at_least(left, least);
   store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
   if (Keep) store(tile.last + pixel, last);

@@ -146,8 +146,9 @@ struct Sums {
 // Gathers the splats of `bits` over the pack g of row y, from back to front; returns those that
 // were drawn. K as in the forward pass.
 template <typename S, int K, bool Moments>
-std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileBack<S>& tile,
-                          int y, int g, int feature, const Sums<S, Moments>& sums) {
+NATIVE_INLINE std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits,
+                                        const TileBack<S>& tile, int y, int g, int feature,
+                                        const Sums<S, Moments>& sums) {
   using P = Pack<S>;
   const int pixel = y * kTile + g * P::lanes;
   const int count = K > 0 ? K : sums.features;
@@ -158,42 +159,35 @@ std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits, const TileB
   const S* gradients = tile.gradients + pixel;
   for (int k = 0; k < K; ++k) own_gradients[k] = load(gradients + k * kPixels, P());
   std::uint64_t drawn_ones = 0;
-  Few<S> few, next_few;
-  few.take(batch, bits, g);
-  for (bool more = true; more; few = next_few) {
-    more = bits != 0;
-    next_few.take(batch, bits, g);
-    for (int j = 0; j < kAtOnce<S>; ++j) {
-      const int i = few.at[j];
-      const P raw = few.raw[j];
-      const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
-                              at_least(last, broadcast(batch.place[i], P())));
-      // To branch on it is slower. (kNone, which is nowhere drawn, counts as 0.)
-      drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);
-      const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
-      const P inverse = one / (one - alpha);
-      t = t * inverse;
-      const P weight = alpha * t;
-      P along = zero;  // dL / d(weight)
-      P* sum = sums.template of<K>(i);
-      const S* features = batch.template features<K>(i, feature);
-      for (int k = 0; k < count; ++k) {
-        const P g_k = K > 0 ? own_gradients[k]
-                            : load(gradients + (batch.plane[i] + k) * kPixels, P());
-        if (Moments) along = fma(g_k, broadcast(features[k], P()), along);
-        P& by_feature = sum[Sums<S, Moments>::kFeatures + k];
-        by_feature = fma(weight, g_k, by_feature);
-      }
-      if (!Moments) continue;
-      const P q = select(drawn, raw * (t * along - behind * inverse), zero);
-      behind = fma(weight, along, behind);
-      const P dy = broadcast(batch.dy[i], P()), qy = q * dy;
-      sum += 3 * g;
-      sum[0] = sum[0] + q;
-      sum[1] = sum[1] + qy;
-      sum[2] = fma(qy, dy, sum[2]);
+  const auto gather = [&](int i, P raw) {
+    const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
+                            at_least(last, broadcast(batch.place[i], P())));
+    // To branch on it is slower. (kNone, which is nowhere drawn, counts as 0.)
+    drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);
+    const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
+    const P inverse = one / (one - alpha);
+    t = t * inverse;
+    const P weight = alpha * t;
+    P along = zero;  // dL / d(weight)
+    P* sum = sums.template of<K>(i);
+    const S* features = batch.template features<K>(i, feature);
+    for (int k = 0; k < count; ++k) {
+      const P g_k =
+          K > 0 ? own_gradients[k] : load(gradients + (batch.plane[i] + k) * kPixels, P());
+      if (Moments) along = fma(g_k, broadcast(features[k], P()), along);
+      P& by_feature = sum[Sums<S, Moments>::kFeatures + k];
+      by_feature = fma(weight, g_k, by_feature);
     }
-  }
+    if (!Moments) return;
+    const P q = select(drawn, raw * (t * along - behind * inverse), zero);
+    behind = fma(weight, along, behind);
+    const P dy = broadcast(batch.dy[i], P()), qy = q * dy;
+    sum += 3 * g;
+    sum[0] = sum[0] + q;
+    sum[1] = sum[1] + qy;
+    sum[2] = fma(qy, dy, sum[2]);
+  };
+  visit_splats(batch, bits, g, gather, [] { return true; });
   store(tile.transmittance + pixel, t);
   store(tile.behind + pixel, behind);
   return drawn_ones;

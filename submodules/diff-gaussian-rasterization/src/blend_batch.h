@@ -15,7 +15,7 @@ namespace NATIVE_LEVEL {
 constexpr int kBatch = 64;
 constexpr int kFar = 40;  // pairs; staging does little else than wait for their records
 
-// Splats whose alphas are computed at a time: each takes some 60 cycles, and processors do not look
+// Splats whose alphas are computed at a time: each takes some 50 cycles, and processors do not look
 // ahead far enough to begin the next ones early.
 template <typename S>
 constexpr int kAtOnce = Pack<S>::lanes >= 16 ? 4 : 2;
@@ -30,7 +30,7 @@ template <typename S>
 struct Batch {
   static constexpr int kNone = kBatch, kSize = kBatch + Pack<S>::lanes;
   alignas(64) S splats[kBatch + 1][kStaged];             // the first fields of their records
-  alignas(64) S y[kSize], xy[kSize], yy[kSize];          // those of which a row is made, as arrays
+  alignas(64) S y[kSize], xy[kSize], yy[kSize], level[kSize];  // of which a row is made, as arrays
   alignas(64) S place[kSize];                            // position in the list of the tile
   alignas(64) S dy[kSize], slope[kSize], offset[kSize];  // of the row that is drawn
   int plane[kSize];            // the first plane of the pixel that the features belong to
@@ -48,9 +48,10 @@ struct Batch {
     for (int g = 0; g < kGroups<S>; ++g) {
       columns[g] = broadcast(S(tx * kTile), Pack<S>()) + lane_numbers<S>(g);
     }
-    for (S* array : {y, xy, yy, place, dy, slope, offset}) array[kNone] = S(0);
+    for (S* array : {place, dy, slope}) array[kNone] = S(0);
     plane[kNone] = 0;
     std::fill_n(splats[kNone], kStaged, S(0));
+    splats[kNone][kLevel] = offset[kNone] = S(-100);  // far below what is seen
     std::fill_n(far_features + kNone * size, size, S(0));
   }
 
@@ -69,6 +70,7 @@ struct Batch {
       y[i] = record[kY];
       xy[i] = record[kQuadXY];
       yy[i] = record[kQuadYY];
+      level[i] = record[kLevel];
       if (K == 0) {
         plane[i] = static_cast<int>(record[kPlane]);
         std::copy_n(record + kGeometry + feature, size, far_features + i * size);
@@ -99,7 +101,7 @@ struct Batch {
       const Pack<S> d = load(y + i, Pack<S>()) - at;
       store(dy + i, d);
       store(slope + i, row_slope(load(xy + i, Pack<S>()), d));
-      store(offset + i, row_offset(load(yy + i, Pack<S>()), d));
+      store(offset + i, row_offset(load(yy + i, Pack<S>()), d, load(level + i, Pack<S>())));
     }
   }
 
@@ -109,26 +111,36 @@ struct Batch {
     const S* splat = splats[i];
     return alpha_along<S>(broadcast(splat[kX], P()) - columns[g], broadcast(splat[kQuadXX], P()),
                           broadcast(slope[i], P()), broadcast(offset[i], P()),
-                          broadcast(splat[kOpacity], P()));
+                          broadcast(splat[kLevel], P()));
   }
 };
 
-// A few successive splats of a row and their alphas.
-template <typename S>
-struct Few {
-  int at[kAtOnce<S>];
-  Pack<S> raw[kAtOnce<S>];
-
-  // Takes the first splats out of `bits`; kNone where there are no more.
-  void take(const Batch<S>& batch, std::uint64_t& bits, int g) {
-    for (int& i : at) {
-      static_assert(Batch<S>::kNone == 64, "what is found where there are no more");
-      i = lowest_bit_or_64(bits);
-      bits &= bits - 1;
+// Visits the splats of `bits` over group g of the row: visit(i, alpha at the pixels, before the cap).
+// kNone fills up the last few. They are begun before the few before them are visited, and asked after
+// each few is whether any `more` is wanted. Inlined, as what it takes in registers is much.
+template <typename S, typename Visit, typename More>
+NATIVE_INLINE void visit_splats(const Batch<S>& batch, std::uint64_t bits, int g, Visit visit,
+                                More more) {
+  constexpr int few = kAtOnce<S>;
+  int at[few], next_at[few];
+  Pack<S> alpha[few], next_alpha[few];
+  const auto begin = [&](int* where, Pack<S>* alphas) {
+    static_assert(Batch<S>::kNone == 64, "what is found where there are no more");
+    for (int j = 0; j < few; ++j, bits &= bits - 1) where[j] = lowest_bit_or_64(bits);
+    for (int j = 0; j < few; ++j) alphas[j] = batch.alpha(where[j], g);
+  };
+  begin(at, alpha);
+  while (bits != 0) {
+    begin(next_at, next_alpha);
+    for (int j = 0; j < few; ++j) visit(at[j], alpha[j]);
+    if (!more()) return;
+    for (int j = 0; j < few; ++j) {
+      at[j] = next_at[j];
+      alpha[j] = next_alpha[j];
     }
-    for (int j = 0; j < kAtOnce<S>; ++j) raw[j] = batch.alpha(at[j], g);
   }
-};
+  for (int j = 0; j < few; ++j) visit(at[j], alpha[j]);
+}
 
 }  // namespace NATIVE_LEVEL
 }  // namespace gr

@@ -65,22 +65,21 @@ inline void fetch_rows(const Inputs<S>& in, int tx, int ty, const S* plane) {
 }
 
 // Along a row the exponent is a polynomial of dx = centre minus pixel: xx dx^2 + slope dx + offset.
-// dy is that of the row.
+// dy is that of the row; `level` is the logarithm of the opacity, which saves a product per pixel.
 template <typename P>
 inline P row_slope(P xy, P dy) {
   return xy * dy;
 }
 template <typename P>
-inline P row_offset(P yy, P dy) {
-  return yy * dy * dy;
+inline P row_offset(P yy, P dy, P level) {
+  return fma(yy * dy, dy, level);
 }
 
-// opacity * exp(power), before the cap. The conic is positive definite, so the exponent can be
-// above 0 by rounding only.
+// opacity * exp(power), before the cap. The conic is positive definite, so power can be above 0 by
+// rounding only.
 template <typename S>
-inline Pack<S> alpha_along(Pack<S> dx, Pack<S> xx, Pack<S> slope, Pack<S> offset, Pack<S> opacity) {
-  const Pack<S> power = fma(dx, fma(dx, xx, slope), offset);
-  return opacity * exp2_of(min(power, broadcast(S(0), Pack<S>())));
+inline Pack<S> alpha_along(Pack<S> dx, Pack<S> xx, Pack<S> slope, Pack<S> offset, Pack<S> level) {
+  return exp2_of(min(fma(dx, fma(dx, xx, slope), offset), level));
 }
 
 }  // namespace NATIVE_LEVEL

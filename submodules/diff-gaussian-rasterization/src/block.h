@@ -151,7 +151,7 @@ template <typename S>
 struct Block : Gaussians<S> {
   using Gaussians<S>::kSize;
   int gaussian[kSize], layer[kSize];
-  alignas(64) S opacity[kSize] = {}, splat[9][kSize], radius[kSize];
+  alignas(64) S opacity[kSize] = {}, level[kSize], splat[9][kSize], radius[kSize];
   alignas(64) S along_x[5][kSize], along_y[5][kSize];  // of the footprint
   int rect[4][kSize], valid[kSize];
 
@@ -194,8 +194,9 @@ struct Block : Gaussians<S> {
   // As `footprint`, but for the rectangle.
   void find_footprints() {
     for (int k = 0; k < kSize; ++k) {
-      const S level = max_of(S(2) * (log_of(opacity[k]) + S(kLog255)), S(0));
-      const Footprint<S> f = footprint_within(splat_of(k), level, TileRect{});
+      const S log = log_of(opacity[k]), reach = max_of(S(2) * (log + S(kLog255)), S(0));
+      level[k] = log * S(kLog2E);
+      const Footprint<S> f = footprint_within(splat_of(k), reach, TileRect{});
       put(f.along_x, along_x, k);
       put(f.along_y, along_y, k);
     }

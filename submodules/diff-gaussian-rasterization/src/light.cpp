@@ -17,14 +17,14 @@ namespace {
 template <typename S>
 struct SplatRows {
   Pack<S> dx[kGroups<S>];
-  Pack<S> xx, opacity;
+  Pack<S> xx, level;
   alignas(64) S dy[kTileRows], slope[kTileRows], offset[kTileRows];
 
   SplatRows(const S* record, int tile_x, int tile_y) {
     using P = Pack<S>;
     const P xy = broadcast(record[kQuadXY], P()), yy = broadcast(record[kQuadYY], P());
     xx = broadcast(record[kQuadXX], P());
-    opacity = broadcast(record[kOpacity], P());
+    level = broadcast(record[kLevel], P());
     for (int g = 0; g < kGroups<S>; ++g) {
       const P column = broadcast(S(tile_x * kTile), P()) + lane_numbers<S>(g);
       dx[g] = broadcast(record[kX], P()) - column;
@@ -34,13 +34,13 @@ struct SplatRows {
       const P row_dy = broadcast(record[kY], P()) - row;
       store(dy + y, row_dy);
       store(slope + y, row_slope(xy, row_dy));
-      store(offset + y, row_offset(yy, row_dy));
+      store(offset + y, row_offset(yy, row_dy, level));
     }
   }
 
   Pack<S> alpha(int y, int g) const {
     return alpha_along<S>(dx[g], xx, broadcast(slope[y], Pack<S>()),
-                          broadcast(offset[y], Pack<S>()), opacity);
+                          broadcast(offset[y], Pack<S>()), level);
   }
 };
 
@@ -160,14 +160,13 @@ struct BlendRow {
   }
   void visit(const BareSplat& splat, int y) {
     const B raw = splat.rows.alpha(y, 0);
-    const B weight = min(raw, broadcast(float(kMaxAlpha), B())) * t;
-    const B next = t - weight;
+    const B alpha = min(raw, broadcast(float(kMaxAlpha), B())), next = fnma(alpha, t, t);
     const auto drawn = both(at_least(raw, broadcast(float(kMinAlpha), B())),
                             at_least(next, broadcast(float(kMinTransmittance), B())));
+    const B weight = select(drawn, alpha * t, broadcast(0.0f, B()));
     t = select(drawn, next, t);
-    const B w = select(drawn, weight, broadcast(0.0f, B()));
     for (int k = 0; k < kFeatures; ++k) {
-      sums[k] = fma(w, broadcast(splat.feature[k], B()), sums[k]);
+      sums[k] = fma(weight, broadcast(splat.feature[k], B()), sums[k]);
     }
   }
   B result() const { return t + sums[0] + sums[1] + sums[2] + sums[3]; }
@@ -213,7 +212,7 @@ BareSplat bare_splat(int i) {
   record[kX] = record[kY] = 8.0f + 0.01f * i;
   record[kQuadXX] = record[kQuadYY] = -0.001f;
   record[kQuadXY] = 0.0001f;
-  record[kOpacity] = 0.01f;
+  record[kLevel] = std::log2(0.01f);
   BareSplat splat{SplatRows<float>(record, 0, 0), {}};
   for (int k = 0; k < kFeatures; ++k) splat.feature[k] = 0.1f * (k + 1);
   return splat;

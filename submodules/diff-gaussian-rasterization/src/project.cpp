@@ -12,13 +12,14 @@ namespace NATIVE_LEVEL {
 namespace {
 
 template <typename S>
-void geometry_record(const Splat<S>& splat, S opacity, S* record) {
+void geometry_record(const Splat<S>& splat, S level, S opacity, S* record) {
   const Falloff<S> quad = falloff(splat);
   record[kX] = splat.x;
   record[kY] = splat.y;
   record[kQuadXX] = quad.xx;
   record[kQuadXY] = quad.xy;
   record[kQuadYY] = quad.yy;
+  record[kLevel] = level;
   record[kOpacity] = opacity;
 }
 
@@ -30,7 +31,7 @@ bool finish_record(int v, const Block<S>& block, int k, S* record) {
   S* features = record + kGeometry;
   if (!block_color(in, v, block, k, features)) return false;
   if (!further_features(in, v, block.local[k], splat.depth, features)) return false;
-  geometry_record(splat, block.opacity[k], record);
+  geometry_record(splat, block.level[k], block.opacity[k], record);
   record[kPlane] = in.shared ? S(block.layer[k] * in.features()) : S(0);
   return true;
 }

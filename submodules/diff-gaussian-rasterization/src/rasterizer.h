@@ -12,8 +12,9 @@
 namespace gr {
 
 // Where the pieces of a splat's record lie; features follow the geometry.
-// kPlane: the first of the pixel's sums that the features are added to.
-enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kOpacity, kPlane, kGeometry = 8 };
+// kLevel: the logarithm of the opacity to base 2. kPlane: the first of the pixel's sums that the
+// features are added to.
+enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kLevel, kOpacity, kPlane, kGeometry };
 
 // The CPU lists splats by tiles that are taller than the published ones: a fourth fewer pairs.
 constexpr int kTileRows = 32;

@@ -78,6 +78,13 @@ inline Pack<S> fma(Pack<S> a, Pack<S> b, Pack<S> c) {
   GR_LANES(a.v[i] * b.v[i] + c.v[i])
   return r;
 }
+// c - a b.
+template <typename S>
+inline Pack<S> fnma(Pack<S> a, Pack<S> b, Pack<S> c) {
+  Pack<S> r;
+  GR_LANES(c.v[i] - a.v[i] * b.v[i])
+  return r;
+}
 template <typename S>
 inline Pack<S> min(Pack<S> a, Pack<S> b) {
   Pack<S> r;
@@ -151,18 +158,32 @@ inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F fnma(F a, F b, F c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F minus_abs(F a) { return {_mm512_or_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline F select(F::Mask m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return a & b; }
 inline bool any(F::Mask m) { return m != 0; }
+// 2^x is 2^floor(k) 2^(k - floor(k)) 2^(x - k), k the nearest multiple of 1/32: the second factor from
+// a table of two registers, the third by 1 + r (a + b r), relative error 5.4e-8. Half as long to
+// wait for as the polynomial of the others, and two multiply-adds less.
+alignas(64) constexpr float kPowers[32] = {
+    1.0f, 1.0218972f, 1.0442737f, 1.06714046f, 1.09050775f, 1.1143868f, 1.1387886f, 1.1637249f,
+    1.18920712f, 1.21524739f, 1.24185777f, 1.26905096f, 1.2968396f, 1.32523668f, 1.35425556f,
+    1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f,
+    1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.83400810f,
+    1.87416768f, 1.91520655f, 1.9571442f};
 inline F exp2_of(F x) {
-  const __m512 whole = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 rest = _mm512_sub_ps(x.v, whole);
-  __m512 q = _mm512_set1_ps(kExp2[4]);
-  for (int i = 3; i >= 0; --i) q = _mm512_fmadd_ps(q, rest, _mm512_set1_ps(kExp2[i]));
-  return {_mm512_scalef_ps(_mm512_fmadd_ps(q, rest, _mm512_set1_ps(1.0f)), whole)};
+  constexpr float to_step = 393216.0f;  // 1.5 * 2^18: adding it leaves multiples of 1/32
+  constexpr int steps = 5 << 4 | _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m512 k = _mm512_roundscale_ps(x.v, steps), r = _mm512_sub_ps(x.v, k);
+  // The lowest five bits are those of 32 (k - floor(k)), and the only ones that are looked at.
+  const __m512i step = _mm512_castps_si512(_mm512_add_ps(x.v, _mm512_set1_ps(to_step)));
+  const __m512 power =
+      _mm512_permutex2var_ps(_mm512_load_ps(kPowers), step, _mm512_load_ps(kPowers + 16));
+  const __m512 q = _mm512_fmadd_ps(_mm512_set1_ps(0.24022649f), r, _mm512_set1_ps(0.69315732f));
+  return {_mm512_scalef_ps(_mm512_fmadd_ps(_mm512_mul_ps(power, r), q, power), k)};
 }
 inline float sum(F a) {
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
@@ -202,6 +223,7 @@ inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F fnma(F a, F b, F c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F minus_abs(F a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
@@ -252,6 +274,7 @@ inline F operator-(F a, F b) { return {a.v - b.v}; }
 inline F operator*(F a, F b) { return {a.v * b.v}; }
 inline F operator/(F a, F b) { return {a.v / b.v}; }
 inline F fma(F a, F b, F c) { return {a.v * b.v + c.v}; }
+inline F fnma(F a, F b, F c) { return {c.v - a.v * b.v}; }
 inline F::Mask at_least(F a, F b) { return {a.v >= b.v}; }
 inline F select(F::Mask m, F a, F b) {
   return {(Float4)((m.bits & (Int4)a.v) | (~m.bits & (Int4)b.v))};
