@@ -76,7 +76,8 @@ NATIVE_INLINE bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const T
       store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
     }
   };
-  visit_splats(batch, bits, g, blend, [&] { return any(at_least(left, least)); });
+  constexpr int few = P::lanes >= 16 ? 3 : 2;
+  visit_splats<few>(batch, bits, g, blend, [&] { return any(at_least(left, least)); });
   const auto goes_on = at_least(left, least);
   store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
   if (Keep) store(tile.last + pixel, last);

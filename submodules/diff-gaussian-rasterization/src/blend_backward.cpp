@@ -187,7 +187,7 @@ NATIVE_INLINE std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bit
     sum[1] = sum[1] + qy;
     sum[2] = fma(qy, dy, sum[2]);
   };
-  visit_splats(batch, bits, g, gather, [] { return true; });
+  visit_splats<2>(batch, bits, g, gather, [] { return true; });
   store(tile.transmittance + pixel, t);
   store(tile.behind + pixel, behind);
   return drawn_ones;

@@ -15,11 +15,6 @@ namespace NATIVE_LEVEL {
 constexpr int kBatch = 64;
 constexpr int kFar = 40;  // pairs; staging does little else than wait for their records
 
-// Splats whose alphas are computed at a time: each takes some 50 cycles, and processors do not look
-// ahead far enough to begin the next ones early.
-template <typename S>
-constexpr int kAtOnce = Pack<S>::lanes >= 16 ? 4 : 2;
-
 // Features that are staged with the geometry, all at once: the first ones of a record, which has at
 // least so many fields.
 constexpr int kNear = 8;
@@ -116,30 +111,30 @@ struct Batch {
 };
 
 // Visits the splats of `bits` over group g of the row: visit(i, alpha at the pixels, before the cap).
-// kNone fills up the last few. They are begun before the few before them are visited, and asked after
-// each few is whether any `more` is wanted. Inlined, as what it takes in registers is much.
-template <typename S, typename Visit, typename More>
+// Alphas take some 50 cycles, and processors do not look ahead far enough to begin the next ones early:
+// so a `Few` are computed at a time, before the few before them are visited. kNone fills up the last
+// few. After each few, `more` says whether any more are wanted. Inlined, as it is all registers.
+template <int Few, typename S, typename Visit, typename More>
 NATIVE_INLINE void visit_splats(const Batch<S>& batch, std::uint64_t bits, int g, Visit visit,
                                 More more) {
-  constexpr int few = kAtOnce<S>;
-  int at[few], next_at[few];
-  Pack<S> alpha[few], next_alpha[few];
+  int at[Few], next_at[Few];
+  Pack<S> alpha[Few], next_alpha[Few];
   const auto begin = [&](int* where, Pack<S>* alphas) {
     static_assert(Batch<S>::kNone == 64, "what is found where there are no more");
-    for (int j = 0; j < few; ++j, bits &= bits - 1) where[j] = lowest_bit_or_64(bits);
-    for (int j = 0; j < few; ++j) alphas[j] = batch.alpha(where[j], g);
+    for (int j = 0; j < Few; ++j, bits &= bits - 1) where[j] = lowest_bit_or_64(bits);
+    for (int j = 0; j < Few; ++j) alphas[j] = batch.alpha(where[j], g);
   };
   begin(at, alpha);
   while (bits != 0) {
     begin(next_at, next_alpha);
-    for (int j = 0; j < few; ++j) visit(at[j], alpha[j]);
+    for (int j = 0; j < Few; ++j) visit(at[j], alpha[j]);
     if (!more()) return;
-    for (int j = 0; j < few; ++j) {
+    for (int j = 0; j < Few; ++j) {
       at[j] = next_at[j];
       alpha[j] = next_alpha[j];
     }
   }
-  for (int j = 0; j < few; ++j) visit(at[j], alpha[j]);
+  for (int j = 0; j < Few; ++j) visit(at[j], alpha[j]);
 }
 
 }  // namespace NATIVE_LEVEL
