@@ -72,6 +72,14 @@ def test_any_number_of_rows(rows, inputs):
         torch.testing.assert_close(a, b, **TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outputs", range(1, 18))
+def test_any_number_of_outputs(dtype, outputs):
+    tensors = make_layers(51, width=40, sizes=(outputs,), dtype=dtype)
+    found, expected = decode(*tensors), reference.decode(*tensors)
+    torch.testing.assert_close(found[0], expected[0], **TOLERANCE[dtype])
+
+
 def test_gradients_equal_finite_differences():
     x, first, inner, last = make_layers(5, 3, 4, (2, 1))
 

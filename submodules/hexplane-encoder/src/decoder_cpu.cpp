@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <utility>
 
 #include "native/workers.h"
 
@@ -26,6 +27,7 @@ constexpr int kBytes = 16;
 constexpr int kPanelVectors = 2;
 #endif
 constexpr int kTileRows = 6;
+constexpr int kDotRows = kBytes == 64 ? 4 : 2;  // with 4 outputs each, their sums are in registers
 
 // Without it the sums of a tile do not stay in registers.
 #if defined(__clang__)
@@ -80,13 +82,59 @@ NATIVE_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
 
+// NaN stays NaN.
 template <typename T>
-NATIVE_INLINE T sum(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int half = kLanes<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+NATIVE_INLINE Vec<T> relu_of(Vec<T> v) {
+#if defined(__GNUC__)
+  return v < Vec<T>{} ? Vec<T>{} : v;
+#else
+  for (int i = 0; i < kLanes<T>; ++i) v.v[i] = v.v[i] < T(0) ? T(0) : v.v[i];
+  return v;
+#endif
+}
+
+// The sums of neighbouring lanes of `a`, then of `b`.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define DECODER_SHUFFLES
+#endif
+#endif
+#if defined(DECODER_SHUFFLES)
+template <typename T, int... I>
+NATIVE_INLINE Vec<T> pair_sums(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, 2 * I...) + __builtin_shufflevector(a, b, 2 * I + 1 ...);
+}
+template <typename T>
+NATIVE_INLINE Vec<T> pair_sums(Vec<T> a, Vec<T> b) {
+  return pair_sums<T>(a, b, std::make_integer_sequence<int, kLanes<T>>());
+}
+#else
+template <typename T>
+NATIVE_INLINE Vec<T> pair_sums(Vec<T> a, Vec<T> b) {
+  T lanes[2 * kLanes<T>];
+  store(lanes, a);
+  store(lanes + kLanes<T>, b);
+  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = lanes[2 * i] + lanes[2 * i + 1];
+  return load(lanes);
+}
+#endif
+
+// The sum over the lanes of each of Count vectors, a power of two, no more than there are lanes: of
+// vector j in lane j. `v` is overwritten.
+template <typename T, int Count>
+NATIVE_INLINE Vec<T> lane_sums(Vec<T>* v) {
+  int left = Count;
+  DECODER_UNROLL
+  for (int lanes = kLanes<T>; lanes > 1; lanes /= 2) {
+    if (left == 1) {
+      v[0] = pair_sums<T>(v[0], v[0]);
+      continue;
+    }
+    left /= 2;
+    DECODER_UNROLL
+    for (int i = 0; i < left; ++i) v[i] = pair_sums<T>(v[2 * i], v[2 * i + 1]);
+  }
+  return v[0];
 }
 
 template <typename T>
@@ -113,15 +161,19 @@ struct Right {
   Index row, panel;
 };
 
-// c (MR, NV vectors) += a b
-template <typename T, int MR, int NV>
-void tile(Left<T> a, const T* b, Index b_row, int inner, T* c, Index c_row) {
+// What is made of a product: a sum added to, a layer, or a layer and its ReLU.
+enum class Into { kSum, kLayer, kRelu };
+
+// c (MR, NV vectors) += a b, or = bias + a b
+template <typename T, Into To, int MR, int NV>
+void tile(Left<T> a, const T* b, Index b_row, int inner, const T* bias, T* c, Index c_row) {
   constexpr int L = kLanes<T>;
   Vec<T> sums[MR][NV];
   DECODER_UNROLL
   for (int m = 0; m < MR; ++m)
     DECODER_UNROLL
-    for (int n = 0; n < NV; ++n) sums[m][n] = load(c + m * c_row + n * L);
+    for (int n = 0; n < NV; ++n)
+      sums[m][n] = load(To == Into::kSum ? c + m * c_row + n * L : bias + n * L);
   for (int k = 0; k < inner; ++k) {
     Vec<T> factor[NV];
     DECODER_UNROLL
@@ -136,35 +188,44 @@ void tile(Left<T> a, const T* b, Index b_row, int inner, T* c, Index c_row) {
   DECODER_UNROLL
   for (int m = 0; m < MR; ++m)
     DECODER_UNROLL
-    for (int n = 0; n < NV; ++n) store(c + m * c_row + n * L, sums[m][n]);
+    for (int n = 0; n < NV; ++n)
+      store(c + m * c_row + n * L, To == Into::kRelu ? relu_of<T>(sums[m][n]) : sums[m][n]);
 }
 
-template <typename T, int NV>
-void column_of_tiles(Left<T> a, int rows, const T* b, Index b_row, int inner, T* c, Index c_row) {
+template <typename T, Into To, int NV>
+void column_of_tiles(Left<T> a, int rows, const T* b, Index b_row, int inner, const T* bias, T* c,
+                     Index c_row) {
   int m = 0;
+  const auto rest = [&] { return Left<T>{a.data + m * a.row, a.row, a.column}; };
   for (; m + kTileRows <= rows; m += kTileRows)
-    tile<T, kTileRows, NV>({a.data + m * a.row, a.row, a.column}, b, b_row, inner, c + m * c_row,
-                           c_row);
+    tile<T, To, kTileRows, NV>(rest(), b, b_row, inner, bias, c + m * c_row, c_row);
   for (; m + 2 <= rows; m += 2)
-    tile<T, 2, NV>({a.data + m * a.row, a.row, a.column}, b, b_row, inner, c + m * c_row, c_row);
-  if (m < rows)
-    tile<T, 1, NV>({a.data + m * a.row, a.row, a.column}, b, b_row, inner, c + m * c_row, c_row);
+    tile<T, To, 2, NV>(rest(), b, b_row, inner, bias, c + m * c_row, c_row);
+  if (m < rows) tile<T, To, 1, NV>(rest(), b, b_row, inner, bias, c + m * c_row, c_row);
 }
 
-// c (rows, columns) += a (rows, inner) b (inner, columns); columns are whole vectors.
-template <typename T>
-void add_product(Left<T> a, int rows, Right<T> b, int inner, int columns, T* c, Index c_row) {
+// c (rows, columns) += a (rows, inner) b (inner, columns), or = bias (columns,) + a b; columns are
+// whole vectors.
+template <typename T, Into To>
+void product(Left<T> a, int rows, Right<T> b, int inner, int columns, const T* bias, T* c,
+             Index c_row) {
   for (int n = 0; n < columns; n += kPanel<T>) {
     const T* panel = b.data + n / kPanel<T> * b.panel;
+    const T* own = To == Into::kSum ? nullptr : bias + n;
     switch (std::min(kPanel<T>, columns - n) / kLanes<T>) {
 #if defined(__AVX512F__)
-      case 4: column_of_tiles<T, 4>(a, rows, panel, b.row, inner, c + n, c_row); break;
-      case 3: column_of_tiles<T, 3>(a, rows, panel, b.row, inner, c + n, c_row); break;
+      case 4: column_of_tiles<T, To, 4>(a, rows, panel, b.row, inner, own, c + n, c_row); break;
+      case 3: column_of_tiles<T, To, 3>(a, rows, panel, b.row, inner, own, c + n, c_row); break;
 #endif
-      case 2: column_of_tiles<T, 2>(a, rows, panel, b.row, inner, c + n, c_row); break;
-      default: column_of_tiles<T, 1>(a, rows, panel, b.row, inner, c + n, c_row); break;
+      case 2: column_of_tiles<T, To, 2>(a, rows, panel, b.row, inner, own, c + n, c_row); break;
+      default: column_of_tiles<T, To, 1>(a, rows, panel, b.row, inner, own, c + n, c_row); break;
     }
   }
+}
+
+template <typename T>
+void add_product(Left<T> a, int rows, Right<T> b, int inner, int columns, T* c, Index c_row) {
+  product<T, Into::kSum>(a, rows, b, inner, columns, nullptr, c, c_row);
 }
 
 // ---- factors ------------------------------------------------------------------------------------
@@ -200,20 +261,32 @@ Right<T> in_place(const T* rows, Index row) {
   return {rows, row, kPanel<T>};
 }
 
+// Numbers, filled up to whole vectors with zeros.
+template <typename T>
+Buffer<T> filled_up(const T* values, int count) {
+  Buffer<T> all = zeros<T>(padded<T>(count));
+  std::copy_n(values, count, all.get());
+  return all;
+}
+
 // The layers as the products want them.
 template <typename T>
 struct Weights {
   Packed<T> first, inner[kMaxHeads], last[kMaxHeads];  // transposed, for the forward pass
+  Buffer<T> first_bias, inner_bias[kMaxHeads], last_bias[kMaxHeads];
   Packed<T> first_back, inner_back[kMaxHeads], last_back[kMaxHeads];
 
   Weights(const Layers<T>& l, bool backward) {
     const int F = l.inputs, W = l.width;
     if (l.first) first = Packed<T>(l.first, 1, F, F, W);
+    if (l.first) first_bias = filled_up(l.first_bias, W);
     if (l.first && backward) first_back = Packed<T>(l.first, F, 1, W, F);
     for (int k = 0; k < l.heads; ++k) {
       const T* w = l.inner + Index(k) * W * W;
       inner[k] = Packed<T>(w, 1, W, W, W);
+      inner_bias[k] = filled_up(l.inner_bias + Index(k) * W, W);
       last[k] = Packed<T>(l.last[k], 1, W, W, l.outputs[k]);
+      last_bias[k] = filled_up(l.last_bias[k], l.outputs[k]);
       if (!backward) continue;
       inner_back[k] = Packed<T>(w, W, 1, W, W);
       last_back[k] = Packed<T>(l.last[k], W, 1, l.outputs[k], W);
@@ -224,17 +297,6 @@ struct Weights {
 // ---- rows ---------------------------------------------------------------------------------------
 
 constexpr int kBlock = 48;  // rows that go through all layers at once
-
-template <typename T>
-void fill_rows(T* rows, int count, Index row, const T* values, int columns) {
-  for (int i = 0; i < count; ++i) std::copy_n(values, columns, rows + i * row);
-}
-
-// NaN stays NaN.
-template <typename T>
-NATIVE_INLINE void relu(T* values, Index size) {
-  for (Index i = 0; i < size; ++i) values[i] = values[i] < T(0) ? T(0) : values[i];
-}
 
 template <typename T>
 NATIVE_INLINE void mask(T* grad, const T* activation, Index size) {
@@ -275,42 +337,72 @@ struct Scratch {
 template <typename T>
 void hidden_of(const T* x, int rows, const Layers<T>& l, const Weights<T>& w, Scratch<T>& s) {
   T* hidden = s.hidden.get();
-  if (l.first == nullptr) {
-    copy_rows(x, l.inputs, rows, l.width, hidden, s.row);
-  } else {
-    fill_rows(hidden, rows, s.row, l.first_bias, l.width);
-    add_product<T>({x, l.inputs, 1}, rows, w.first.right(), l.inputs, int(s.row), hidden, s.row);
+  if (l.first) {
+    return product<T, Into::kRelu>({x, l.inputs, 1}, rows, w.first.right(), l.inputs, int(s.row),
+                                   w.first_bias.get(), hidden, s.row);
   }
-  relu(hidden, rows * s.row);
+  copy_rows(x, l.inputs, rows, l.width, hidden, s.row);
+  for (Index i = 0; i < rows * s.row; i += kLanes<T>) {
+    store(hidden + i, relu_of<T>(load(hidden + i)));
+  }
 }
 
 // z_k of a block
 template <typename T>
 void inner_of(int k, int rows, const Layers<T>& l, const Weights<T>& w, Scratch<T>& s) {
-  T* inner = s.inner.get();
-  fill_rows(inner, rows, s.row, l.inner_bias + Index(k) * l.width, l.width);
-  add_product<T>({s.hidden.get(), s.row, 1}, rows, w.inner[k].right(), l.width, int(s.row), inner,
-                 s.row);
-  relu(inner, rows * s.row);
+  product<T, Into::kRelu>({s.hidden.get(), s.row, 1}, rows, w.inner[k].right(), l.width,
+                          int(s.row), w.inner_bias[k].get(), s.inner.get(), s.row);
 }
 
-// A few outputs: each a dot product along the row.
+// Outputs o, o + 1, ... (Count) of kDotRows rows of z, or of fewer: dot products along the rows.
+template <typename T, int Count>
+NATIVE_INLINE void dot_rows(int k, int o, const T* z, Index row, int rows, const Layers<T>& l,
+                            T* y) {
+  constexpr int L = kLanes<T>, side = Count == 3 ? 4 : Count, all = kDotRows * side;
+  constexpr int together = all < L ? all : L;
+  const T *v = l.last[k] + Index(o) * l.width, *from[kDotRows];
+  for (int r = 0; r < kDotRows; ++r) from[r] = z + std::min(r, rows - 1) * row;
+  Vec<T> sums[all] = {};
+  int c = 0;
+  for (; c + L <= l.width; c += L) {
+    DECODER_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      const Vec<T> weights = load(v + i * l.width + c);
+      DECODER_UNROLL
+      for (int r = 0; r < kDotRows; ++r) sums[r * side + i] += load(from[r] + c) * weights;
+    }
+  }
+  T totals[all];
+  for (int i = 0; i < all; i += together) {
+    T lanes[L];
+    store(lanes, lane_sums<T, together>(sums + i));
+    std::copy_n(lanes, together, totals + i);
+  }
+  const int outputs = l.outputs[k];
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < Count; ++i) {
+      T total = l.last_bias[k][o + i] + totals[r * side + i];
+      for (int at = c; at < l.width; ++at) total += from[r][at] * v[i * l.width + at];
+      y[Index(r) * outputs + o + i] = total;
+    }
+  }
+}
+
+// Fewer outputs than a vector has lanes.
 template <typename T>
-void few_outputs(int k, int rows, const Layers<T>& l, const Weights<T>& w, const Scratch<T>& s,
-                 T* y) {
-  constexpr int L = kLanes<T>;
+void few_outputs(int k, int rows, const Layers<T>& l, const Scratch<T>& s, T* y) {
   const int count = l.outputs[k];
-  (void)w;
-  const int whole = l.width / L * L;
-  for (int i = 0; i < rows; ++i) {
+  for (int i = 0; i < rows; i += kDotRows) {
     const T* z = s.inner.get() + i * s.row;
-    for (int o = 0; o < count; ++o) {
-      const T* v = l.last[k] + Index(o) * l.width;
-      Vec<T> sums = {};
-      for (int c = 0; c < whole; c += L) sums += load(z + c) * load(v + c);
-      T total = l.last_bias[k][o] + sum<T>(sums);
-      for (int c = whole; c < l.width; ++c) total += z[c] * v[c];
-      y[Index(i) * count + o] = total;
+    T* to = y + Index(i) * count;
+    const int some = std::min(kDotRows, rows - i);
+    for (int o = 0; o < count; o += 4) {
+      switch (std::min(4, count - o)) {
+        case 4: dot_rows<T, 4>(k, o, z, s.row, some, l, to); break;
+        case 3: dot_rows<T, 3>(k, o, z, s.row, some, l, to); break;
+        case 2: dot_rows<T, 2>(k, o, z, s.row, some, l, to); break;
+        default: dot_rows<T, 1>(k, o, z, s.row, some, l, to); break;
+      }
     }
   }
 }
@@ -319,9 +411,8 @@ template <typename T>
 void many_outputs(int k, int rows, const Layers<T>& l, const Weights<T>& w, const Scratch<T>& s,
                   T* y) {
   const int count = l.outputs[k], columns = padded<T>(count);
-  fill_rows(s.out.get(), rows, columns, l.last_bias[k], count);
-  add_product<T>({s.inner.get(), s.row, 1}, rows, w.last[k].right(), l.width, columns, s.out.get(),
-                 columns);
+  product<T, Into::kLayer>({s.inner.get(), s.row, 1}, rows, w.last[k].right(), l.width, columns,
+                           w.last_bias[k].get(), s.out.get(), columns);
   copy_rows(s.out.get(), columns, rows, count, y, count);
 }
 
@@ -335,7 +426,7 @@ void forward_rows(const T* x, Index begin, Index end, const Layers<T>& l, const 
       inner_of(k, rows, l, w, s);
       T* y = outputs[k] + start * l.outputs[k];
       if (l.outputs[k] < kLanes<T>)
-        few_outputs(k, rows, l, w, s, y);
+        few_outputs(k, rows, l, s, y);
       else
         many_outputs(k, rows, l, w, s, y);
     }
