@@ -15,8 +15,12 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import utils.threads  # noqa: F401  (before torch, as in training and rendering)
+
+# isort: split
 import torch
 
 import n3v_sized

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -50,6 +52,28 @@ def test_rendering_is_timed_in_motion_and_standing_still(benchmark, experts):
     assert found["moving"]["frames"] >= 3 and found["still"]["frames"] >= 3
     assert found["still"]["fps"] > found["moving"]["fps"] > 0
     assert sorted(found["parts_ms"]) == ["deform", "raster"]
+
+
+@pytest.mark.parametrize("name", ["train_n3v_sized", "render_n3v_sized"])
+def test_threads_wait_as_those_of_the_commands(root, name):
+    """The variables are read once, when torch loads; from then on nobody can tell."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Torch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT'))\n"
+        "            sys.exit()\n"
+        "sys.meta_path.insert(0, Torch())\n"
+        f"runpy.run_path({str(root / 'benchmarks' / f'{name}.py')!r})\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "PYTHONPATH")},
+    )
+    assert found.stdout.strip() == "10000", found.stderr
 
 
 @pytest.mark.gpu
