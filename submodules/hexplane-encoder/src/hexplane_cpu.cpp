@@ -92,19 +92,15 @@ void forward_range(const T* xyz, std::int64_t begin, std::int64_t end,
 // d(loss)/d(factor) (6, W): the upstream gradient times the product of the other five factors.
 template <int W, typename T>
 inline void partial_products(const T (&f)[kFactors][W], const T* grad, T (&g)[kFactors][W]) {
-  T running[W];
-  for (int c = 0; c < W; ++c) running[c] = grad[c];
-  for (int k = 0; k < kFactors; ++k)
-    for (int c = 0; c < W; ++c) {
-      g[k][c] = running[c];
-      running[c] *= f[k][c];
+  for (int c = 0; c < W; ++c) {
+    T before[kFactors], after = T(1);
+    before[0] = grad[c];
+    for (int k = 1; k < kFactors; ++k) before[k] = before[k - 1] * f[k - 1][c];
+    for (int k = kFactors - 1; k >= 0; --k) {
+      g[k][c] = before[k] * after;
+      after *= f[k][c];
     }
-  for (int c = 0; c < W; ++c) running[c] = T(1);
-  for (int k = kFactors - 1; k >= 0; --k)
-    for (int c = 0; c < W; ++c) {
-      g[k][c] *= running[c];
-      running[c] *= f[k][c];
-    }
+  }
 }
 
 // Sums by halves: vectorises without reassociation flags, and in one fixed order.
@@ -199,8 +195,13 @@ struct Band {
   bool owns(int row) const { return row >= begin && row < end; }
 };
 
-template <typename T>
-void scatter_plane(const Block<T>& block, int k, Band band, const Grids<T>& grads) {
+// All rows of a factor, but for those of points that are skipped.
+struct WholeBand {
+  bool owns(int row) const { return row >= 0; }
+};
+
+template <typename T, typename Rows>
+void scatter_plane(const Block<T>& block, int k, Rows band, const Grids<T>& grads) {
   const int channels = grads.channels;
   const std::int32_t* rows = block.rows + k * block.count;
   for (std::int64_t i = 0; i < block.count; ++i) {
@@ -220,9 +221,9 @@ void scatter_plane(const Block<T>& block, int k, Band band, const Grids<T>& grad
   }
 }
 
-template <typename T>
-void scatter_line(const Block<T>& block, int axis, Band band, const Grids<T>& grads) {
-  const int channels = grads.channels, k = kPlanes + axis;
+template <typename T, typename Rows>
+void scatter_line(const Block<T>& block, int k, Rows band, const Grids<T>& grads) {
+  const int channels = grads.channels, axis = k - kPlanes;
   const std::int32_t* rows = block.rows + k * block.count;
   for (std::int64_t i = 0; i < block.count; ++i) {
     const bool low = band.owns(rows[i]), high = band.owns(rows[i] + 1);
@@ -235,11 +236,35 @@ void scatter_line(const Block<T>& block, int axis, Band band, const Grids<T>& gr
   }
 }
 
-// The worker's band, when the rows of a factor are cut so that each receives about equally many
-// points. Every worker counts for itself: cheaper than to wait for one that counts for all.
-Band balanced_band(const std::int32_t* rows, std::int64_t count, int height, int worker,
-                   int workers) {
-  if (workers == 1) return {0, height};
+template <typename T, typename Rows>
+void scatter_factor(const Block<T>& block, int k, Rows band, const Grids<T>& grads) {
+  if (k < kPlanes)
+    scatter_plane(block, k, band, grads);
+  else
+    scatter_line(block, k, band, grads);
+}
+
+// A part of a factor's sums, [begin, end) of `of`.
+struct Part {
+  int begin, end, of;
+};
+
+constexpr int corners(int k) { return k < kPlanes ? 4 : 2; }
+constexpr int kCorners = 3 * 4 + 3 * 2;
+
+// What a worker has of factor k if all sums, factor after factor, are cut into equal parts: of all
+// factors but those in which a cut lies, everything or nothing.
+Part part_of(int k, int worker, int workers) {
+  int before = 0;
+  for (int other = 0; other < k; ++other) before += corners(other);
+  const int of = corners(k) * workers;
+  const auto within = [&](int cut) { return std::clamp(kCorners * cut - before * workers, 0, of); };
+  return {within(worker), within(worker + 1), of};
+}
+
+// The rows of a part, when a factor is cut so that each has its share of the points. Every worker
+// counts for itself: cheaper than to wait for one that counts for all.
+Band band_of(Part part, const std::int32_t* rows, std::int64_t count, int height) {
   // Contributions to each row.
   const std::unique_ptr<std::int64_t[]> load(new std::int64_t[height + 1]());
   for (std::int64_t i = 0; i < count; ++i) {
@@ -247,14 +272,14 @@ Band balanced_band(const std::int32_t* rows, std::int64_t count, int height, int
     ++load[rows[i]];
     ++load[rows[i] + 1];
   }
-  const auto cut = [&](int before) {  // first row of a worker; all rows lie before the last's end
+  const auto cut = [&](int at) {  // all rows lie before the end of the last part
     int row = 0;
-    if (before == workers) return height;
-    for (std::int64_t seen = 0; row < height && seen < 2 * count * before / workers; ++row)
+    if (at == part.of) return height;
+    for (std::int64_t seen = 0; row < height && seen < 2 * count * at / part.of; ++row)
       seen += load[row];
     return row;
   };
-  return {cut(worker), cut(worker + 1)};
+  return {cut(part.begin), cut(part.end)};
 }
 
 // Second half of the backward: sums d(loss)/d(factor) into the grids, each row by its one owner.
@@ -262,12 +287,14 @@ template <typename T>
 void scatter(const Block<T>& block, int workers, const Grids<T>& grads) {
   run_workers(workers, [&](int worker) {
     for (int k = 0; k < kFactors; ++k) {
-      const std::int32_t* rows = block.rows + k * block.count;
-      const Band band = balanced_band(rows, block.count, grads.height[k], worker, workers);
-      if (k < kPlanes)
-        scatter_plane(block, k, band, grads);
-      else
-        scatter_line(block, k - kPlanes, band, grads);
+      const Part part = part_of(k, worker, workers);
+      if (part.begin == part.end) continue;
+      if (part.begin == 0 && part.end == part.of) {
+        scatter_factor(block, k, WholeBand(), grads);
+      } else {
+        const std::int32_t* rows = block.rows + k * block.count;
+        scatter_factor(block, k, band_of(part, rows, block.count, grads.height[k]), grads);
+      }
     }
   });
 }

@@ -10,7 +10,7 @@ namespace hexplane {
 
 // Points that one pass of the backward handles; the scratch below is sized by it. Smaller blocks stay
 // in the cache, larger ones wait less often for threads to be scheduled on a busy machine.
-constexpr std::int64_t kBlockPoints = 32768;
+constexpr std::int64_t kBlockPoints = 16384;
 
 // Channels-last feature grids. `Value` is `const T` for values and `T` for gradients.
 template <typename Value>
