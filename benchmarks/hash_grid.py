@@ -14,7 +14,14 @@ Arithmetic is left out, and every lookup of a row after the first, and that rows
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import utils.threads  # noqa: F401  (before torch, as in training)
+
+# isort: split
 import torch
 
 import hash_encoder

@@ -13,7 +13,14 @@ every lookup after the first of a cell, as if it stayed in a register.
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import utils.threads  # noqa: F401  (before torch, as in training)
+
+# isort: split
 import torch
 
 import hexplane_encoder
