@@ -42,9 +42,43 @@ def test_first_computation_by_two_threads_is_the_same_as_later_ones() -> None:
     assert all(first_equals_later("utils.threads") for _ in range(16))
 
 
+HUGE_PAGES = """
+import utils.threads
+import torch
+large = torch.zeros(16 << 20).add_(1)  # 64 MB
+with open("/proc/self/smaps_rollup") as file:
+    print(next(int(line.split()[1]) for line in file if line.startswith("AnonHugePages")))
+"""
+
+
+def huge_kilobytes(setting: dict[str, str]) -> int:
+    """What of a process with a large tensor lies in huge pages."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("THP_")} | setting
+    done = subprocess.run(
+        [sys.executable, "-c", HUGE_PAGES],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_large_tensors_lie_in_huge_pages() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[madvise]" not in setting.read_text():
+        pytest.skip("the system does not leave it to programs to ask for huge pages")
+    asked = huge_kilobytes({})
+    if asked == 0 and huge_kilobytes({"THP_MEM_ALLOC_ENABLE": "1"}) == 0:
+        pytest.skip("the system has no huge pages to give, or this torch does not ask for them")
+    assert asked >= 32 << 10
+    assert huge_kilobytes({"THP_MEM_ALLOC_ENABLE": "0"}) == 0
+
+
 def test_waiting_can_be_chosen_in_the_environment() -> None:
     """What the user sets is left alone."""
-    chosen = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}
+    chosen = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7", "THP_MEM_ALLOC_ENABLE": "0"}
     code = f"import os, utils.threads; print(*map(os.environ.get, {list(chosen)}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -53,4 +87,4 @@ def test_waiting_can_be_chosen_in_the_environment() -> None:
         cwd=ROOT,
         env=os.environ | chosen,
     )
-    assert done.stdout.split() == ["ACTIVE", "7"], done.stderr
+    assert done.stdout.split() == ["ACTIVE", "7", "0"], done.stderr
