@@ -134,7 +134,6 @@ WorkCounts count_splats(int gaussians, const ViewState<S>& state, const std::uin
 using B = Pack<float>;
 
 constexpr int kSplats = 32;  // in the first cache
-constexpr int kRows = B::lanes >= 16 ? 4 : 2;  // their sums stay in registers
 constexpr int kFeatures = 4;  // forward: three colours and depth
 constexpr int kGathered = 3;  // backward: the gradient of an image of colours
 
@@ -218,38 +217,43 @@ BareSplat bare_splat(int i) {
   return splat;
 }
 
-// Visits every splat with a few rows at a time, which do not wait for each other.
-template <typename Row>
+// Visits every splat with some rows at a time, which do not wait for each other.
+template <typename Row, int Rows>
 B visit_all(const BareSplat* splats, float start) {
   Row first(start), second(start), third(start), fourth(start);
   for (int s = 0; s < kSplats; ++s) {
     const BareSplat& splat = splats[s];
     first.visit(splat, 0);
-    second.visit(splat, 1);
-    if (kRows == 4) {
-      third.visit(splat, 2);
-      fourth.visit(splat, 3);
-    }
+    if (Rows > 1) second.visit(splat, 1);
+    if (Rows > 2) third.visit(splat, 2);
+    if (Rows > 3) fourth.visit(splat, 3);
   }
   return first.result() + second.result() + third.result() + fourth.result();
 }
 
-template <typename Row>
-double time_rows(std::int64_t pairs) {
+template <typename Row, int Rows>
+double time_some_rows(std::int64_t pairs) {
   Buffer<BareSplat> splats;
   splats.resize(kSplats);
   for (int i = 0; i < kSplats; ++i) splats[i] = bare_splat(i);
-  const std::int64_t at_once = std::int64_t(kSplats) * kRows * B::lanes;
+  const std::int64_t at_once = std::int64_t(kSplats) * Rows * B::lanes;
   const std::int64_t turns = std::max<std::int64_t>(1, (pairs + at_once - 1) / at_once);
   B total = broadcast(0.0f, B());
   const auto start = std::chrono::steady_clock::now();
   for (std::int64_t turn = 0; turn < turns; ++turn) {
-    total = total + visit_all<Row>(splats.data(), turn % 2 == 0 ? 1.0f : 0.999f);
+    total = total + visit_all<Row, Rows>(splats.data(), turn % 2 == 0 ? 1.0f : 0.999f);
   }
   const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
   volatile float kept = sum(total);  // what is computed is used: no compiler may leave it out
   (void)kept;
   return spent.count() / (double(at_once) * double(turns));
+}
+
+// With as many rows at a time as take the least: few wait, the sums of many are not all in registers.
+template <typename Row>
+double time_rows(std::int64_t pairs) {
+  return std::min({time_some_rows<Row, 1>(pairs), time_some_rows<Row, 2>(pairs),
+                   time_some_rows<Row, 3>(pairs), time_some_rows<Row, 4>(pairs)});
 }
 
 // Multiply-adds of registers that do not wait for each other.
