@@ -27,6 +27,9 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import utils.threads  # noqa: F401  (before torch, as in training and rendering)
+
+# isort: split
 import torch
 
 from benchmarks import rasterizer_light, scenes
