@@ -22,15 +22,19 @@ print(torch.equal(first, values.sqrt()))
 """
 
 
-def first_equals_later(imported: str) -> bool:
-    """Whether a new process' first square root, by two threads, equals its second, by one."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    code = FIRST_AND_LATER.format(imported=imported)
+def printed(code: str, environment: dict[str, str]) -> list[str]:
+    """The words that a new process prints."""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip() == "True"
+    return done.stdout.split()
+
+
+def first_equals_later(imported: str) -> bool:
+    """Whether a new process' first square root, by two threads, equals its second, by one."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    return printed(FIRST_AND_LATER.format(imported=imported), environment) == ["True"]
 
 
 @pytest.mark.slow
@@ -54,15 +58,7 @@ with open("/proc/self/smaps_rollup") as file:
 def huge_kilobytes(setting: dict[str, str]) -> int:
     """What of a process with a large tensor lies in huge pages."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("THP_")} | setting
-    done = subprocess.run(
-        [sys.executable, "-c", HUGE_PAGES],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return int(printed(HUGE_PAGES, environment)[0])
 
 
 def test_large_tensors_lie_in_huge_pages() -> None:
@@ -80,11 +76,4 @@ def test_waiting_can_be_chosen_in_the_environment() -> None:
     """What the user sets is left alone."""
     chosen = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7", "THP_MEM_ALLOC_ENABLE": "0"}
     code = f"import os, utils.threads; print(*map(os.environ.get, {list(chosen)}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | chosen,
-    )
-    assert done.stdout.split() == ["ACTIVE", "7", "0"], done.stderr
+    assert printed(code, os.environ | chosen) == ["ACTIVE", "7", "0"]
