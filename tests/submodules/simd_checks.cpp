@@ -1,4 +1,5 @@
 // The rasteriser's vectors of one instruction set, as functions for test_simd.py.
+#include "gaussian_rasterizer/math.h"
 #include "simd.h"
 
 namespace {
@@ -13,6 +14,10 @@ int lanes() { return F::lanes; }
 // `count` is a multiple of the lanes, and all lie at multiples of 64 bytes.
 void powers_of_two(const float* x, long count, float* y) {
   for (long i = 0; i < count; i += F::lanes) store(y + i, exp2_of(load(x + i, F())));
+}
+
+void exponentials(const float* x, long count, float* y) {
+  for (long i = 0; i < count; ++i) y[i] = gr::exp_of(x[i]);
 }
 
 // a b + c, then c - a b.

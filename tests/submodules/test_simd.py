@@ -20,8 +20,12 @@ def simd(request) -> ctypes.CDLL:
     source = instrumented.HERE / "simd_checks.cpp"
     options = [*instrumented.FLAGS, *STRICT, *package.level_options(request.param)]
     options += ["-fvisibility=default", f"-DNATIVE_LEVEL={request.param}"]
-    options += [f"-I{package.folder / 'src'}"]
-    key = instrumented.digest([source, package.folder / "src" / "simd.h"], options)
+    headers = [
+        package.folder / "src" / "simd.h",
+        package.folder / "include" / "gaussian_rasterizer" / "math.h",
+    ]
+    options += [f"-I{package.folder / folder}" for folder in ("src", "include")]
+    key = instrumented.digest([source, *headers], options)
     library = instrumented.BUILD / f"simd-{request.param}-{key}" / "simd.so"
     units = [Unit(source, options)]
     return ctypes.CDLL(str(made_once(library, lambda part: compile_and_link(units, [], part))))
@@ -73,6 +77,30 @@ def test_powers_below_all_normal_numbers_are_next_to_nothing(simd):
     exponents = np.array([-126.5, -127, -150, -1e3, -1e6, -1e30], np.float32)
     found = powers_of_two(simd, exponents)
     assert np.all(found >= 0) and np.all(found <= 2.0**-126)
+
+
+def exponentials(simd: ctypes.CDLL, exponents: np.ndarray) -> np.ndarray:
+    """e^x of float32 numbers."""
+    x, y = exponents.astype(np.float32), np.empty(exponents.size, np.float32)
+    simd.exponentials(pointer(x), ctypes.c_long(x.size), pointer(y))
+    return y
+
+
+def test_exponentials_are_as_near_as_math_h_says(simd):
+    random = np.random.default_rng(0)
+    halves = (np.arange(-124, 127) + 0.5) * np.log(2)  # where roundings change
+    exponents = np.concatenate(
+        [random.uniform(-87, 88.72, COUNT), random.normal(0, 1e-3, COUNT), halves, [-87, 88.7228]]
+    ).astype(np.float32)
+    exact = np.exp(exponents.astype(np.float64))
+    unit = np.spacing(exact.astype(np.float32)).astype(np.float64)
+    assert np.max(np.abs(exponentials(simd, exponents) - exact) / unit) <= 1
+
+
+def test_exponentials_of_what_is_small_large_or_no_number(simd):
+    exponents = np.array([-88, -1e3, -1e30, -np.inf, 0, -0.0, 88.73, 1e3, 1e30, np.inf, np.nan])
+    wanted = np.array([0, 0, 0, 0, 1, 1, np.inf, np.inf, np.inf, np.inf, np.nan], np.float32)
+    assert np.array_equal(exponentials(simd, exponents), wanted, equal_nan=True)
 
 
 def test_multiply_adds_are_those_of_their_arguments(simd):

@@ -11,8 +11,7 @@
 namespace gr {
 namespace {
 
-constexpr int kRadixBits = 11;
-constexpr int kRadix = 1 << kRadixBits;
+constexpr int kMostDigitBits = 14;
 constexpr int kSegment = 4096;  // splats below which a second thread is not worth its waking
 
 int segments_of(std::size_t count, int threads) {
@@ -33,46 +32,82 @@ void join_drawn(int chunks, int threads, Projected<S>& projected) {
   });
 }
 
+// How depths are taken for a radix sort: as integers above the least of them, digit by digit. Depths
+// are positive, so their bits sort as they do.
+struct Digits {
+  std::uint32_t least = 0;
+  int bits = 1, passes = 1;
+
+  int radix() const { return 1 << bits; }
+  int of(float depth, int pass) const { return (key_of(depth) - least) >> (pass * bits) & (radix() - 1); }
+
+  static std::uint32_t key_of(float depth) {
+    std::uint32_t key;
+    std::memcpy(&key, &depth, sizeof key);
+    return key;
+  }
+};
+
+// Those that sort `drawn` soonest: each pass goes through all items, and all values of a digit.
+Digits digits_for(const Buffer<Drawn<float>>& drawn) {
+  if (drawn.size() == 0) return {};
+  float least = drawn[0].depth, most = least;
+  for (std::size_t k = 1; k < drawn.size(); ++k) {
+    least = std::min(least, drawn[k].depth);
+    most = std::max(most, drawn[k].depth);
+  }
+  Digits best;
+  best.least = Digits::key_of(least);
+  int width = 1;
+  while (width < 32 && (Digits::key_of(most) - best.least) >> width != 0) ++width;
+  double shortest = 0;
+  for (int passes = 1; passes <= width; ++passes) {
+    const int bits = (width + passes - 1) / passes;
+    const double time = passes * (4.0 * double(drawn.size()) + double(1 << std::min(bits, 30)));
+    if (bits > kMostDigitBits || (shortest != 0 && time >= shortest)) continue;
+    shortest = time;
+    best.bits = bits;
+    best.passes = passes;
+  }
+  return best;
+}
+Digits digits_for(const Buffer<Drawn<double>>&) { return {}; }  // these are not sorted by digits
+
 // A stretch of what is sorted: the memory that it needs.
 template <typename S>
 struct Stretch {
   Drawn<S>*items, *spare;
-  std::uint32_t *order, *digits;  // digits: kRadix for each segment
+  std::uint32_t *order, *counts;  // counts: of each value of a digit, for each segment
   std::size_t count;
 };
 
 // From the counts per (segment, digit) to the place of each segment's first item of each digit.
-void place_digits(int segments, std::uint32_t* start) {
+void place_digits(int segments, int radix, std::uint32_t* start) {
   std::uint32_t total = 0;
-  for (int d = 0; d < kRadix; ++d) {
-    for (int s = 0; s < segments; ++s) total += std::exchange(start[s * kRadix + d], total);
+  for (int d = 0; d < radix; ++d) {
+    for (int s = 0; s < segments; ++s) total += std::exchange(start[s * radix + d], total);
   }
 }
 
-int digit_of(float depth, int pass) {
-  std::uint32_t key;
-  std::memcpy(&key, &depth, sizeof key);
-  return (key >> (pass * kRadixBits)) & (kRadix - 1);
-}
-
-// Stable least-significant-digit radix sort; depths are positive, so their bits sort as integers.
-// Segments keep their order, so that the result is the same for any number of threads.
-void sort_by_depth(Stretch<float> s, int segments, int threads) {
+// Stable least-significant-digit radix sort. Segments keep their order, so that the result is the same
+// for any number of threads.
+void sort_by_depth(Stretch<float> s, const Digits& digits, int segments, int threads) {
   const auto begin = [&](int segment) { return s.count * segment / segments; };
-  for (int pass = 0; pass < 3; ++pass) {
+  const int radix = digits.radix();
+  for (int pass = 0; pass < digits.passes; ++pass) {
     parallel_for(segments, threads, [&](int segment, int) {
-      std::uint32_t* histogram = s.digits + std::size_t(segment) * kRadix;
-      std::fill_n(histogram, kRadix, 0);
+      std::uint32_t* histogram = s.counts + std::size_t(segment) * radix;
+      std::fill_n(histogram, radix, 0);
       for (std::size_t k = begin(segment); k < begin(segment + 1); ++k) {
-        ++histogram[digit_of(s.items[k].depth, pass)];
+        ++histogram[digits.of(s.items[k].depth, pass)];
       }
     });
-    place_digits(segments, s.digits);
+    place_digits(segments, radix, s.counts);
     parallel_for(segments, threads, [&](int segment, int) {
-      std::uint32_t* start = s.digits + std::size_t(segment) * kRadix;
+      std::uint32_t* start = s.counts + std::size_t(segment) * radix;
       for (std::size_t k = begin(segment); k < begin(segment + 1); ++k) {
-        const std::uint32_t at = start[digit_of(s.items[k].depth, pass)]++;
-        if (pass == 2) {
+        const std::uint32_t at = start[digits.of(s.items[k].depth, pass)]++;
+        if (pass + 1 == digits.passes) {
           s.order[at] = s.items[k].gaussian;
         } else {
           s.spare[at] = s.items[k];
@@ -83,7 +118,7 @@ void sort_by_depth(Stretch<float> s, int segments, int threads) {
   }
 }
 
-void sort_by_depth(Stretch<double> s, int, int) {
+void sort_by_depth(Stretch<double> s, const Digits&, int, int) {
   std::stable_sort(s.items, s.items + s.count, [](const Drawn<double>& a, const Drawn<double>& b) {
     return a.depth < b.depth;
   });
@@ -95,10 +130,11 @@ template <typename S>
 void sort_stacks(const Inputs<S>& in, int threads, Projected<S>& p) {
   const std::size_t count = p.items.size();
   const int stacks = in.stacks(), segments = stacks == 1 ? segments_of(count, threads) : stacks;
-  p.digits.resize(std::size_t(segments) * kRadix);
+  const Digits digits = digits_for(p.items);
+  p.counts.resize(std::size_t(segments) * digits.radix());
   if (stacks == 1) {
-    const Stretch<S> all{p.items.data(), p.spare.data(), p.order.data(), p.digits.data(), count};
-    return sort_by_depth(all, segments, threads);
+    const Stretch<S> all{p.items.data(), p.spare.data(), p.order.data(), p.counts.data(), count};
+    return sort_by_depth(all, digits, segments, threads);
   }
   const auto first_of = [&](int stack) {
     const auto before = [](const Drawn<S>& a, std::uint32_t i) { return a.gaussian < i; };
@@ -110,7 +146,8 @@ void sort_stacks(const Inputs<S>& in, int threads, Projected<S>& p) {
   parallel_for(stacks, threads, [&](int stack, int) {
     const std::size_t at = first[stack];
     sort_by_depth({p.items.data() + at, p.spare.data() + at, p.order.data() + at,
-                   p.digits.data() + std::size_t(stack) * kRadix, first[stack + 1] - at}, 1, 1);
+                   p.counts.data() + std::size_t(stack) * digits.radix(), first[stack + 1] - at},
+                  digits, 1, 1);
   });
 }
 
@@ -125,7 +162,11 @@ void for_each_touch(const ViewState<S>& state, const Projected<S>& projected,
   };
   for (std::size_t k = 0; k < count; ++k, order += Step) {
     if (k + 2 * kAhead < count) prefetch(first_slot + order[Step * 2 * int(kAhead)]);
-    if (k + kAhead < count) prefetch(touches_of(order[Step * int(kAhead)]));
+    if (k + kAhead < count) {
+      const Touch* later = touches_of(order[Step * int(kAhead)]);
+      prefetch(later);
+      prefetch(later + 2);  // most splats have no more than three, which may be in two lines
+    }
     const std::uint32_t i = *order;
     const Touch* touch = touches_of(i);
     for (std::uint32_t slot = first_slot[i]; slot < first_slot[i + 1]; ++slot, ++touch) {
@@ -149,7 +190,7 @@ void place_segments(int segments, int tiles, int threads, const ViewState<S>& st
     std::fill_n(next, tiles, 0);
     const std::size_t begin = count * s / segments, end = count * (s + 1) / segments;
     for_each_touch<1>(state, p, p.order.data() + begin, end - begin,
-                      [&](std::uint32_t, std::uint32_t, Touch touch) { ++next[touch.tile]; });
+                      [&](std::uint32_t, std::uint32_t, Touch touch) { ++next[touch.tile()]; });
   });
   for (int s = 1; s <= counted; ++s) {
     std::uint32_t* at = cursors + std::size_t(s) * tiles;
@@ -192,17 +233,17 @@ void bin_view(const Inputs<S>& in, int threads, Projected<S>& projected, ViewSta
     const std::size_t begin = count * s / segments, size = count * (s + 1) / segments - begin;
     const std::uint32_t* order = projected.order.data() + begin;
     const auto put = [&](std::uint32_t at, std::uint32_t i, std::uint32_t slot, Touch touch) {
-      state.pairs[at] = {i, slot, touch.spans};
+      state.pairs[at] = {i, slot, touch.spans()};
     };
     if (s > 0 && s == segments - 1) {
       for_each_touch<-1>(state, projected, order + size - 1, size,
                          [&](std::uint32_t i, std::uint32_t slot, Touch touch) {
-                           put(--cursor[touch.tile], i, slot, touch);
+                           put(--cursor[touch.tile()], i, slot, touch);
                          });
     } else {
       for_each_touch<1>(state, projected, order, size,
                         [&](std::uint32_t i, std::uint32_t slot, Touch touch) {
-                          put(cursor[touch.tile]++, i, slot, touch);
+                          put(cursor[touch.tile()]++, i, slot, touch);
                         });
     }
   });

@@ -1,9 +1,11 @@
 // Gaussians taken many at a time: read from the tensors of their layers, and projected.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "stages.h"
 
@@ -19,6 +21,10 @@ class Walk {
   void to(int i) {
     while (layer_ + 1 < in_.layers && i >= in_.layer_start[layer_ + 1]) ++layer_;
     local_ = in_.parts != nullptr ? i - in_.layer_start[layer_] : i;
+  }
+  // The Gaussians from i, where it is, up to `end` that are of the same layer.
+  int run(int i, int end) const {
+    return (layer_ + 1 < in_.layers ? std::min(end, in_.layer_start[layer_ + 1]) : end) - i;
   }
   int layer() const { return layer_; }
   int local() const { return local_; }  // its row
@@ -59,23 +65,45 @@ struct Gaussians {
   alignas(64) S length[kSize] = {}, cov[6][kSize] = {};
   alignas(64) S basis[kMaxShCoefficients][kSize];  // of the harmonics
 
-  // Returns the place of the new one.
-  int push(const Walk<S>& at, int v) {
+  // Takes `n` successive ones of a layer as they are given; returns the place of the first.
+  NATIVE_INLINE int push(const Walk<S>& at, int v, int n) {
     const Inputs<S>& in = at.inputs();
-    const int k = count++;
-    local[k] = at.local();
-    inputs[k] = &in;
-    put(input_mean(in, v, local[k]), mean, k);
+    const int first = std::exchange(count, count + n);
+    for (int k = 0; k < n; ++k) local[first + k] = at.local() + k;
+    std::fill_n(inputs + first, n, &in);
+    take_rows(in.means, v, at.local(), n, mean, first);
     if (in.cov3d) {
-      const S* c = in.cov3d.at(v) + std::int64_t(6) * local[k];
-      for (int d = 0; d < 6; ++d) cov[d][k] = c[d];
+      take_rows(in.cov3d, v, at.local(), n, cov, first);
     } else {
-      const Shape<S> shape = input_shape(in, v, local[k]);
+      take_rows(in.scales, v, at.local(), n, scale, first);
+      take_rows(in.rotations, v, at.local(), n, rotation, first);
+    }
+    return first;
+  }
+
+  // Columns from rows.
+  template <int Width>
+  NATIVE_INLINE static void take_rows(const Batched<const S>& from, int v, std::int64_t i, int n,
+                                      S (&columns)[Width][kSize], int first) {
+    const S* rows = from.at(v) + Width * i;
+    for (int k = 0; k < n; ++k) {
+      for (int d = 0; d < Width; ++d) columns[d][first + k] = rows[Width * k + d];
+    }
+  }
+
+  // From what is given to covariances.
+  void find_shapes(bool raw, S modifier) {
+    if (raw) activate();
+    find_covariances(modifier);
+  }
+
+  void activate() {
+    for (int k = 0; k < kSize; ++k) {
+      const Shape<S> given = shape_at(k), shape = activated_shape(given.scale, given.rotation);
       for (int d = 0; d < 3; ++d) scale[d][k] = shape.scale[d];
       for (int d = 0; d < 4; ++d) rotation[d][k] = shape.rotation[d];
       length[k] = shape.length;
     }
-    return k;
   }
 
   void find_covariances(S modifier) {
@@ -155,11 +183,16 @@ struct Block : Gaussians<S> {
   alignas(64) S along_x[5][kSize], along_y[5][kSize];  // of the footprint
   int rect[4][kSize], valid[kSize];
 
-  void push(const Walk<S>& at, int v, int i) {
-    const int k = Gaussians<S>::push(at, v);
-    gaussian[k] = i;
-    layer[k] = at.layer();
-    opacity[k] = input_opacity(at.inputs(), v, at.local());
+  // The first of `n` is Gaussian i.
+  NATIVE_INLINE void push(const Walk<S>& at, int v, int i, int n) {
+    const int first = Gaussians<S>::push(at, v, n);
+    for (int k = 0; k < n; ++k) gaussian[first + k] = i + k;
+    std::fill_n(layer + first, n, at.layer());
+    std::copy_n(at.inputs().opacities.at(v) + at.local(), n, opacity + first);
+  }
+
+  void activate_opacities() {
+    for (int k = 0; k < kSize; ++k) opacity[k] = opacity_of_logit(opacity[k]);
   }
 
   // As `project_gaussian`.

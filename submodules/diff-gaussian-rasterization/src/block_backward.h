@@ -21,7 +21,7 @@ struct BlockBack : Gaussians<S> {
   int valid[kSize];
 
   int push(const Walk<S>& at, int v, const InputGradients<S>& grad) {
-    const int k = Gaussians<S>::push(at, v);
+    const int k = Gaussians<S>::push(at, v, 1);
     grads[k] = &grad;
     return k;
   }
@@ -104,7 +104,7 @@ struct BlockBack : Gaussians<S> {
  private:
   void finish_projection(const Inputs<S>& in, int v, const Camera<S>& camera) {
     const bool has_cov = bool(this->inputs[0]->cov3d);
-    if (!has_cov) this->find_covariances(in.scale_modifier);
+    if (!has_cov) this->find_shapes(in.raw, in.scale_modifier);
     if (in.raw) {
       find_gradients<true>(camera);
       if (!has_cov) find_shape_gradients<true>(in.scale_modifier);

@@ -61,7 +61,7 @@ struct Sample {
     for (int k = 0; k < kSize; ++k) {
       Walk<float> here = at;
       here.to(k);
-      block.push(here, 0, k);
+      block.push(here, 0, k, 1);
       back.push(here, 0, gradients);
       back.put_gathered(k, opacities[k], gathered, 0.1f);
       back.put({0.1f, 0.2f, 0.3f}, back.color_grad, k);

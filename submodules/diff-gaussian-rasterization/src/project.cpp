@@ -47,13 +47,15 @@ class ChunkProjection {
 
   // Gaussians [begin, end). Fills `drawn`, and returns how many are.
   int run(int begin, int end, Drawn<S>* drawn) {
+    std::fill(radii_ + begin, radii_ + end, 0);
+    std::fill_n(state_.first_slot.data() + begin, end - begin, 0u);
     Walk<S> at(in_, begin);
-    for (int i = begin; i < end; ++i) {
-      radii_[i] = 0;
-      state_.first_slot[i] = 0;
+    for (int i = begin; i < end;) {
       at.to(i);
-      block_.push(at, v_, i);
-      if (block_.count == Block<S>::kSize || i + 1 == end) take_block();
+      const int run = std::min(at.run(i, end), Block<S>::kSize - block_.count);
+      block_.push(at, v_, i, run);
+      i += run;
+      if (block_.count == Block<S>::kSize || i == end) take_block();
     }
     tiles_.finish();
     int count = 0;
@@ -69,7 +71,8 @@ class ChunkProjection {
   // Projects the block and lists the tiles of those that land on the image.
   void take_block() {
     const bool has_cov = bool(block_.inputs[0]->cov3d), has_sh = bool(block_.inputs[0]->sh);
-    if (!has_cov) block_.find_covariances(in_.scale_modifier);
+    if (!has_cov) block_.find_shapes(in_.raw, in_.scale_modifier);
+    if (in_.raw) block_.activate_opacities();
     block_.project(camera_, in_.tiles_x(), in_.tiles_y());
     int on[Block<S>::kSize], count = 0;
     for (int k = 0; k < block_.count; ++k) {
@@ -146,6 +149,7 @@ template <typename S>
 void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
                   std::int32_t* radii, Projected<S>& projected) {
   const int n = in.gaussians;
+  if (tile_count(in) > 1 << Touch::kTileBits) throw std::length_error("more than 2^24 tiles in one view");
   state.record_stride = record_stride(in.features());
   state.records.resize(static_cast<std::size_t>(n) * state.record_stride);
   state.first_slot.resize(n + 1);

@@ -2,7 +2,6 @@
 #include "rasterizer.h"
 
 #include <algorithm>
-#include <cstring>
 #include <mutex>
 
 namespace gr {
@@ -47,10 +46,10 @@ const native::Levels<Kernels>& levels() {
   return all;
 }
 
-void Touches::grow() {
+void Touches::grow(std::size_t count) {
   Buffer<Touch> larger;
-  larger.resize(2 * size_ + kChunk);
-  if (size_ != 0) std::memcpy(larger.data(), memory_.data(), size_ * sizeof(Touch));
+  larger.resize(2 * size_ + std::max<std::size_t>(count, kChunk));
+  if (size_ != 0) std::copy_n(memory_.data(), size_, larger.data());
   memory_ = std::move(larger);
 }
 

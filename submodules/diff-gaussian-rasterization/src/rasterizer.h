@@ -34,15 +34,23 @@ NATIVE_INLINE int tile_count(const Inputs<S>& in) {  // of one view
 }
 
 // The pixels of a tile that a splat touches: of each group of columns, as many as a vector has
-// lanes, the first row and the one after the last, a byte each, or twice 0. From the lowest byte on.
+// lanes, the first row and the last, five bits each, or 1 and 0. From the lowest bit on.
 using Spans = std::uint64_t;
-constexpr int kMostGroups = 4;
+constexpr int kMostGroups = 4, kSpanBits = 10;
+static_assert(kTileRows == 32, "a row is five bits");
 
 NATIVE_INLINE Spans span_of(int group, int first, int end) {
-  return static_cast<Spans>(first | end << 8) << (16 * group);
+  return static_cast<Spans>(first | (end - 1) << 5) << (kSpanBits * group);
 }
-NATIVE_INLINE int first_row(Spans spans, int group) { return (spans >> (16 * group)) & 0xff; }
-NATIVE_INLINE int end_row(Spans spans, int group) { return (spans >> (16 * group + 8)) & 0xff; }
+NATIVE_INLINE int first_row(Spans spans, int group) { return (spans >> (kSpanBits * group)) & 31; }
+NATIVE_INLINE int end_row(Spans spans, int group) {
+  return ((spans >> (kSpanBits * group + 5)) & 31) + 1;
+}
+NATIVE_INLINE constexpr Spans no_spans(int groups) {
+  Spans none = 0;
+  for (int g = 0; g < groups; ++g) none |= Spans(1) << (kSpanBits * g);
+  return none;
+}
 
 // One splat in one tile.
 struct Pair {
@@ -99,24 +107,34 @@ constexpr int kChunk = 512;  // Gaussians handed to a thread at a time
 NATIVE_INLINE int chunk_count(int n) { return (n + kChunk - 1) / kChunk; }
 
 // A tile that a splat touches, and what of it.
-struct Touch {
-  std::uint32_t tile;
-  Spans spans;
+class Touch {
+ public:
+  static constexpr int kTileBits = 64 - kSpanBits * kMostGroups;
+
+  NATIVE_INLINE Touch(std::uint32_t tile, Spans spans)
+      : bits_(Spans(tile) << (64 - kTileBits) | spans) {}
+  NATIVE_INLINE std::uint32_t tile() const { return bits_ >> (64 - kTileBits); }
+  NATIVE_INLINE Spans spans() const { return bits_; }  // above them is the tile
+
+ private:
+  Spans bits_;
 };
 
 // The tiles of a chunk of Gaussians, in the order of the slots. It grows outside the kernels.
 class Touches {
  public:
   NATIVE_INLINE void clear() { size_ = 0; }
-  NATIVE_INLINE void push(Touch touch) {
-    if (size_ == memory_.size()) grow();
-    memory_[size_++] = touch;
+  // Where the next `count` may be put, of which `add` then says how many were.
+  NATIVE_INLINE Touch* next(std::size_t count) {
+    if (size_ + count > memory_.size()) grow(count);
+    return memory_.data() + size_;
   }
+  NATIVE_INLINE void add(std::size_t count) { size_ += count; }
   NATIVE_INLINE std::size_t size() const { return size_; }
   NATIVE_INLINE const Touch* data() const { return memory_.data(); }
 
  private:
-  void grow();
+  void grow(std::size_t count);
   Buffer<Touch> memory_;
   std::size_t size_ = 0;
 };
@@ -137,7 +155,7 @@ struct Projected {
   Buffer<std::uint32_t> tile_count;   // (threads, tiles): pairs, by the thread that listed them
   Buffer<Drawn<S>> items, spare;      // (drawn)
   Buffer<std::uint32_t> order;        // (drawn): Gaussians, stack by stack, each front to back
-  Buffer<std::uint32_t> digits, cursors;
+  Buffer<std::uint32_t> counts, cursors;
 };
 
 // Sorts the drawn splats by depth and lists them tile by tile.

@@ -106,9 +106,14 @@ inline Wanted wanted_of(const Inputs<S>& in, const InputGradients<S>& grad, bool
 }
 
 template <typename S>
+GR_HD S opacity_of_logit(S logit) {
+  return S(1) / (S(1) + exp_of(-logit));
+}
+
+template <typename S>
 GR_HD S input_opacity(const Inputs<S>& in, int v, std::int64_t i) {
   const S value = in.opacities.at(v)[i];
-  return in.raw ? S(1) / (S(1) + std::exp(-value)) : value;
+  return in.raw ? opacity_of_logit(value) : value;
 }
 
 constexpr double kMinLength = 1e-12;  // quaternions shorter than this are divided by it
@@ -120,16 +125,22 @@ struct Shape {
   S length;  // of the quaternion that was given
 };
 
+// Of logarithms of scales, and a quaternion of any length.
+template <typename S>
+GR_HD Shape<S> activated_shape(const S* s, const S* q) {
+  const S square = q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3];
+  const S length = max_of(std::sqrt(square), S(kMinLength)), inverse = S(1) / length;
+  return {{exp_of(s[0]), exp_of(s[1]), exp_of(s[2])},
+          {inverse * q[0], inverse * q[1], inverse * q[2], inverse * q[3]},
+          length};
+}
+
 template <typename S>
 GR_HD Shape<S> input_shape(const Inputs<S>& in, int v, std::int64_t i) {
   const S* s = in.scales.at(v) + 3 * i;
   const S* q = in.rotations.at(v) + 4 * i;
-  if (!in.raw) return {{s[0], s[1], s[2]}, {q[0], q[1], q[2], q[3]}, S(1)};
-  const S square = q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3];
-  const S length = max_of(std::sqrt(square), S(kMinLength)), inverse = S(1) / length;
-  return {{std::exp(s[0]), std::exp(s[1]), std::exp(s[2])},
-          {inverse * q[0], inverse * q[1], inverse * q[2], inverse * q[3]},
-          length};
+  if (in.raw) return activated_shape(s, q);
+  return {{s[0], s[1], s[2]}, {q[0], q[1], q[2], q[3]}, S(1)};
 }
 
 // From the gradients of the activated scales and quaternion to those of what was given.
