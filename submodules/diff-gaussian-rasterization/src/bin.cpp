@@ -1,6 +1,7 @@
 // Depth sort and tile lists: a stable sort by depth of each stack, then a stable counting sort by tile.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -18,18 +19,36 @@ int segments_of(std::size_t count, int threads) {
   return std::min<int>(threads, 1 + int(count / kSegment));
 }
 
-// Joins the drawn splats of all chunks, in ascending order.
 template <typename S>
-void join_drawn(int chunks, int threads, Projected<S>& projected) {
+struct Range {
+  S least, most;
+};
+
+// Joins the drawn splats of all chunks, in ascending order; returns the range of their depths.
+template <typename S>
+Range<S> join_drawn(int chunks, int threads, Projected<S>& projected) {
   std::vector<std::uint32_t> first(chunks + 1, 0);
   for (int c = 0; c < chunks; ++c) first[c + 1] = first[c] + projected.drawn_count[c];
   projected.items.resize(first[chunks]);
   projected.spare.resize(first[chunks]);
   projected.order.resize(first[chunks]);
+  constexpr S infinity = std::numeric_limits<S>::infinity();
+  std::vector<Range<S>> ranges(chunks);
   parallel_for(chunks, threads, [&](int c, int) {
     const Drawn<S>* from = projected.drawn.data() + std::size_t(c) * kChunk;
-    std::copy_n(from, projected.drawn_count[c], projected.items.data() + first[c]);
+    Drawn<S>* to = projected.items.data() + first[c];
+    Range<S> range{infinity, 0};
+    for (std::uint32_t k = 0; k < projected.drawn_count[c]; ++k) {
+      to[k] = from[k];
+      range = {std::min(range.least, from[k].depth), std::max(range.most, from[k].depth)};
+    }
+    ranges[c] = range;
   });
+  Range<S> all{infinity, 0};
+  for (const Range<S>& range : ranges) {
+    all = {std::min(all.least, range.least), std::max(all.most, range.most)};
+  }
+  return all;
 }
 
 // How depths are taken for a radix sort: as integers above the least of them, digit by digit. Depths
@@ -39,7 +58,9 @@ struct Digits {
   int bits = 1, passes = 1;
 
   int radix() const { return 1 << bits; }
-  int of(float depth, int pass) const { return (key_of(depth) - least) >> (pass * bits) & (radix() - 1); }
+  int of(float depth, int pass) const {
+    return (key_of(depth) - least) >> (pass * bits) & (radix() - 1);
+  }
 
   static std::uint32_t key_of(float depth) {
     std::uint32_t key;
@@ -48,30 +69,28 @@ struct Digits {
   }
 };
 
-// Those that sort `drawn` soonest: each pass goes through all items, and all values of a digit.
-Digits digits_for(const Buffer<Drawn<float>>& drawn) {
-  if (drawn.size() == 0) return {};
-  float least = drawn[0].depth, most = least;
-  for (std::size_t k = 1; k < drawn.size(); ++k) {
-    least = std::min(least, drawn[k].depth);
-    most = std::max(most, drawn[k].depth);
-  }
+// Those that sort `count` depths of a range soonest: each pass goes through all of them, and all values
+// of a digit.
+Digits digits_for(std::size_t count, Range<float> depths) {
+  if (count == 0) return {};
   Digits best;
-  best.least = Digits::key_of(least);
+  best.least = Digits::key_of(depths.least);
+  const std::uint32_t highest = Digits::key_of(depths.most) - best.least;
   int width = 1;
-  while (width < 32 && (Digits::key_of(most) - best.least) >> width != 0) ++width;
-  double shortest = 0;
+  while (width < 32 && highest >> width != 0) ++width;
+  double shortest = std::numeric_limits<double>::infinity();
   for (int passes = 1; passes <= width; ++passes) {
     const int bits = (width + passes - 1) / passes;
-    const double time = passes * (4.0 * double(drawn.size()) + double(1 << std::min(bits, 30)));
-    if (bits > kMostDigitBits || (shortest != 0 && time >= shortest)) continue;
+    if (bits > kMostDigitBits) continue;
+    const double time = passes * (4.0 * double(count) + double(1 << bits));
+    if (time >= shortest) continue;
     shortest = time;
     best.bits = bits;
     best.passes = passes;
   }
   return best;
 }
-Digits digits_for(const Buffer<Drawn<double>>&) { return {}; }  // these are not sorted by digits
+Digits digits_for(std::size_t, Range<double>) { return {}; }  // these are not sorted by digits
 
 // A stretch of what is sorted: the memory that it needs.
 template <typename S>
@@ -127,10 +146,10 @@ void sort_by_depth(Stretch<double> s, const Digits&, int, int) {
 
 // Sorts each stack by itself.
 template <typename S>
-void sort_stacks(const Inputs<S>& in, int threads, Projected<S>& p) {
+void sort_stacks(const Inputs<S>& in, int threads, Range<S> depths, Projected<S>& p) {
   const std::size_t count = p.items.size();
   const int stacks = in.stacks(), segments = stacks == 1 ? segments_of(count, threads) : stacks;
-  const Digits digits = digits_for(p.items);
+  const Digits digits = digits_for(count, depths);
   p.counts.resize(std::size_t(segments) * digits.radix());
   if (stacks == 1) {
     const Stretch<S> all{p.items.data(), p.spare.data(), p.order.data(), p.counts.data(), count};
@@ -222,8 +241,8 @@ template <typename S>
 void bin_view(const Inputs<S>& in, int threads, Projected<S>& projected, ViewState<S>& state) {
   const int tiles = tile_count(in);
   place_tiles(tiles, threads, projected, state);
-  join_drawn(chunk_count(in.gaussians), threads, projected);
-  sort_stacks(in, threads, projected);
+  const Range<S> depths = join_drawn(chunk_count(in.gaussians), threads, projected);
+  sort_stacks(in, threads, depths, projected);
   const std::size_t count = projected.order.size();
   const int segments = segments_of(count, threads);
   place_segments(segments, tiles, threads, state, projected);
