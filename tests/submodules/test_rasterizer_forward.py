@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -207,6 +208,37 @@ def test_gaussians_of_one_depth_are_drawn_in_the_order_of_the_list():
             assert all(torch.equal(a, b) for a, b in zip(one, several, strict=True))
         if count == 60:
             assert_same_images(one, reference.rasterize(**gaussians, **camera), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "depths",
+    [(4, 4), (4, 4.00001), (3, 5), (0.3, 30), (0.3, 1e6), (0.3, 1e20)],
+    ids=lambda depths: f"{depths[0]:g}-{depths[1]:g}",
+)
+@pytest.mark.parametrize("count", [2, 300, 20_000])
+def test_depths_of_any_range_and_number_are_drawn_in_their_order(count, depths):
+    random = torch.Generator().manual_seed(0)
+    uniform = partial(torch.rand, 1, count, generator=random)
+    near, far = (math.log(depth) for depth in depths)
+    z = torch.exp(near + (far - near) * uniform()).clamp(*depths)  # to sort in float32
+    x, y = 0.2 * (uniform().mul(20).round() - 10), 0.1 * (uniform().mul(4).round() - 2)
+    gaussians = dict(
+        means3D=torch.stack([x * z / 4, y * z / 4, z], -1),
+        opacities=torch.full((1, count, 1), 0.2),
+        cov3Ds=1e-4 * z[..., None] ** 2 * torch.tensor([1.0, 0, 0, 1, 0, 1e-30]),
+        colors=uniform(3),
+    )
+    camera = random_cameras(width=70, height=45)
+    camera["viewmatrices"] = torch.eye(4)[None]
+    camera["projmatrices"] = torch.tensor([[1.8, 0, 0, 0], [0, 2.8, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
+    camera["projmatrices"] = camera["projmatrices"][None]
+    once, twice = (rasterize(**gaussians, **camera, num_threads=threads) for threads in (1, 2))
+    double = {name: tensor.double() for name, tensor in gaussians.items()}
+    cameras = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in camera.items()}
+    exact = rasterize(**double, **cameras)  # sorted another way
+    assert exact.alpha.max() > 0.15
+    assert torch.equal(once.color, twice.color)
+    assert torch.allclose(once.color, exact.color.float(), atol=1e-4)
 
 
 def test_no_gaussians_and_none_visible_show_the_background():
