@@ -230,7 +230,9 @@ def test_depths_of_any_range_and_number_are_drawn_in_their_order(count, depths):
     )
     camera = random_cameras(width=70, height=45)
     camera["viewmatrices"] = torch.eye(4)[None]
-    camera["projmatrices"] = torch.tensor([[1.8, 0, 0, 0], [0, 2.8, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
+    camera["projmatrices"] = torch.tensor(
+        [[1.8, 0, 0, 0], [0, 2.8, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+    )
     camera["projmatrices"] = camera["projmatrices"][None]
     once, twice = (rasterize(**gaussians, **camera, num_threads=threads) for threads in (1, 2))
     double = {name: tensor.double() for name, tensor in gaussians.items()}
