@@ -60,10 +60,10 @@ NATIVE_INLINE bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const T
   for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kPixels + pixel, P());
   const auto blend = [&](int i, P raw) {
     const auto seen = at_least(raw, broadcast(S(kMinAlpha), P()));
-    const P alpha = select(seen, min(raw, broadcast(S(kMaxAlpha), P())), zero);
+    const P alpha = masked(seen, min(raw, broadcast(S(kMaxAlpha), P())));
     const P next = fnma(alpha, left, left);
     const auto goes_on = at_least(next, least);
-    const P weight = select(goes_on, alpha * left, zero);
+    const P weight = masked(goes_on, alpha * left);
     t = select(goes_on, next, t);
     left = next;
     if (Keep) last = select(both(seen, goes_on), broadcast(batch.place[i], P()), last);

@@ -164,7 +164,7 @@ NATIVE_INLINE std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bit
                             at_least(last, broadcast(batch.place[i], P())));
     // To branch on it is slower. (kNone, which is nowhere drawn, counts as 0.)
     drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);
-    const P alpha = select(drawn, min(raw, broadcast(S(kMaxAlpha), P())), zero);
+    const P alpha = masked(drawn, min(raw, broadcast(S(kMaxAlpha), P())));
     const P inverse = one / (one - alpha);
     t = t * inverse;
     const P weight = alpha * t;
@@ -179,7 +179,7 @@ NATIVE_INLINE std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bit
       by_feature = fma(weight, g_k, by_feature);
     }
     if (!Moments) return;
-    const P q = select(drawn, raw * (t * along - behind * inverse), zero);
+    const P q = masked(drawn, raw * (t * along - behind * inverse));
     behind = fma(weight, along, behind);
     const P dy = broadcast(batch.dy[i], P()), qy = q * dy;
     sum += 3 * g;

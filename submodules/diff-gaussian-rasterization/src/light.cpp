@@ -162,7 +162,7 @@ struct BlendRow {
     const B alpha = min(raw, broadcast(float(kMaxAlpha), B())), next = fnma(alpha, t, t);
     const auto drawn = both(at_least(raw, broadcast(float(kMinAlpha), B())),
                             at_least(next, broadcast(float(kMinTransmittance), B())));
-    const B weight = select(drawn, alpha * t, broadcast(0.0f, B()));
+    const B weight = masked(drawn, alpha * t);
     t = select(drawn, next, t);
     for (int k = 0; k < kFeatures; ++k) {
       sums[k] = fma(weight, broadcast(splat.feature[k], B()), sums[k]);
@@ -182,7 +182,7 @@ struct GatherRow {
     const B zero = broadcast(0.0f, B()), one = broadcast(1.0f, B());
     const B raw = splat.rows.alpha(y, 0);
     const auto drawn = at_least(raw, broadcast(float(kMinAlpha), B()));
-    const B alpha = select(drawn, min(raw, broadcast(float(kMaxAlpha), B())), zero);
+    const B alpha = masked(drawn, min(raw, broadcast(float(kMaxAlpha), B())));
     const B inverse = one / (one - alpha);
     t = t * inverse;
     const B weight = alpha * t;
@@ -191,7 +191,7 @@ struct GatherRow {
       along = fma(gradients[k], broadcast(splat.feature[k], B()), along);
       feature_sums[k] = fma(weight, gradients[k], feature_sums[k]);
     }
-    const B more = select(drawn, raw * (t * along - behind * inverse), zero);
+    const B more = masked(drawn, raw * (t * along - behind * inverse));
     behind = fma(weight, along, behind);
     q = q + more;
     const B dy = broadcast(splat.rows.dy[y], B()), more_y = more * dy;

@@ -117,6 +117,13 @@ inline Pack<S> select(typename Pack<S>::Mask m, Pack<S> a, Pack<S> b) {
   GR_LANES(m.m[i] ? a.v[i] : b.v[i])
   return r;
 }
+// `a`, or 0.
+template <typename S>
+inline Pack<S> masked(typename Pack<S>::Mask m, Pack<S> a) {
+  Pack<S> r;
+  GR_LANES(m.m[i] ? a.v[i] : S(0))
+  return r;
+}
 template <typename M, std::size_t = sizeof(M::m)>
 inline M both(M a, M b) {
   M r;
@@ -164,6 +171,7 @@ inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F minus_abs(F a) { return {_mm512_or_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline F select(F::Mask m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+inline F masked(F::Mask m, F a) { return {_mm512_maskz_mov_ps(m, a.v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return a & b; }
 inline bool any(F::Mask m) { return m != 0; }
 // 2^x is 2^floor(k) 2^(k - floor(k)) 2^(x - k), k the nearest multiple of 1/32: the second factor from
@@ -229,6 +237,8 @@ inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F minus_abs(F a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
 inline F::Mask at_least(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline F select(F::Mask m, F a, F b) { return {_mm256_blendv_ps(b.v, a.v, m.bits)}; }
+// Of a `select` with 0, GCC compares the mask's signs with 0 first.
+inline F masked(F::Mask m, F a) { return {_mm256_and_ps(m.bits, a.v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {_mm256_and_ps(a.bits, b.bits)}; }
 inline bool any(F::Mask m) { return _mm256_movemask_ps(m.bits) != 0; }
 inline F exp2_of(F x) {
@@ -280,6 +290,7 @@ inline F::Mask at_least(F a, F b) { return {a.v >= b.v}; }
 inline F select(F::Mask m, F a, F b) {
   return {(Float4)((m.bits & (Int4)a.v) | (~m.bits & (Int4)b.v))};
 }
+inline F masked(F::Mask m, F a) { return {(Float4)(m.bits & (Int4)a.v)}; }
 inline F min(F a, F b) { return select({a.v < b.v}, a, b); }
 inline F minus_abs(F a) { return {(Float4)((Int4)a.v | (Int4)broadcast(-0.0f, F()).v)}; }
 inline F::Mask both(F::Mask a, F::Mask b) { return {a.bits & b.bits}; }
