@@ -149,7 +149,9 @@ template <typename S>
 void project_view(const Inputs<S>& in, int v, int threads, ViewState<S>& state,
                   std::int32_t* radii, Projected<S>& projected) {
   const int n = in.gaussians;
-  if (tile_count(in) > 1 << Touch::kTileBits) throw std::length_error("more than 2^24 tiles in one view");
+  if (tile_count(in) > 1 << Touch::kTileBits) {
+    throw std::length_error("more than 2^24 tiles in one view");
+  }
   state.record_stride = record_stride(in.features());
   state.records.resize(static_cast<std::size_t>(n) * state.record_stride);
   state.first_slot.resize(n + 1);

@@ -19,8 +19,11 @@ template <typename S>
 class TileLister {
  public:
   static constexpr int kItems = 64;
-  static constexpr int kPut = Pack<S>::lanes >= 16 ? 2 : 1;
+  // Wide vectors take rows of numbers apart in little time, so that an item is one copy; and two are
+  // put at a time, whether or not there is a second: most often there are one or two, and which of
+  // both the processor would guess wrong. With others columns, filled one by one, are as fast.
   static constexpr bool kRowsOfItems = Pack<S>::lanes >= 16;
+  static constexpr int kPut = kRowsOfItems ? 2 : 1;
 
   // `tile_count`: per tile, what is listed is added to it.
   TileLister(int tiles_x, Touches& touches, std::uint32_t* tile_count)
@@ -44,7 +47,8 @@ class TileLister {
         const int first = (ty + at) * kTileRows, k = rows_.count + at - j;
         x0_[k] = f.rect.x0;
         x1_[k] = f.rect.x1;
-        rows_.put(k, c, along_x, 0, ty + at, std::max(top, first), std::min(end, first + kTileRows));
+        rows_.put(k, c, along_x, 0, ty + at, std::max(top, first),
+                  std::min(end, first + kTileRows));
       }
       rows_.count += std::min(rows - j, kPut);
     }
@@ -58,9 +62,8 @@ class TileLister {
   std::uint32_t count(int c) const { return counts_[c]; }  // tiles of a footprint
 
  private:
-  // Pairs. Two are put at a time, whether or not there is a second, which takes no branch: most often
-  // there are one or two, and which of both would be guessed wrong. Places beyond `count` hold such, or
-  // earlier ones, or zeros: computed, but not listed.
+  // Pairs. Places beyond `count` hold those that are none, or earlier ones, or zeros: computed, but not
+  // listed.
   struct Items {
     int count = 0;
     int number[kItems], tx[kItems] = {}, ty[kItems] = {};
