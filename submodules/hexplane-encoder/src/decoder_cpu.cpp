@@ -93,6 +93,17 @@ NATIVE_INLINE Vec<T> relu_of(Vec<T> v) {
 #endif
 }
 
+// The gradient before a ReLU whose activation is `at`.
+template <typename T>
+NATIVE_INLINE Vec<T> relu_backward(Vec<T> grad, Vec<T> at) {
+#if defined(__GNUC__)
+  return at <= Vec<T>{} ? Vec<T>{} : grad;
+#else
+  for (int i = 0; i < kLanes<T>; ++i) grad.v[i] = at.v[i] <= T(0) ? T(0) : grad.v[i];
+  return grad;
+#endif
+}
+
 // The sums of neighbouring lanes of `a`, then of `b`.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -161,19 +172,21 @@ struct Right {
   Index row, panel;
 };
 
-// What is made of a product: a sum added to, a layer, or a layer and its ReLU.
-enum class Into { kSum, kLayer, kRelu };
+// What is made of a product: a sum added to, a layer, a layer and its ReLU, or the gradient before a
+// ReLU.
+enum class Into { kSum, kLayer, kRelu, kBeforeRelu };
 
-// c (MR, NV vectors) += a b, or = bias + a b
+// c (MR, NV vectors) += a b, or = bias + a b, or = a b where c's activations are above 0. `with`: the
+// bias (NV vectors), or the activations, which lie as c.
 template <typename T, Into To, int MR, int NV>
-void tile(Left<T> a, const T* b, Index b_row, int inner, const T* bias, T* c, Index c_row) {
+void tile(Left<T> a, const T* b, Index b_row, int inner, const T* with, T* c, Index c_row) {
   constexpr int L = kLanes<T>;
-  Vec<T> sums[MR][NV];
+  Vec<T> sums[MR][NV] = {};
   DECODER_UNROLL
-  for (int m = 0; m < MR; ++m)
+  for (int m = 0; m < MR && To != Into::kBeforeRelu; ++m)
     DECODER_UNROLL
     for (int n = 0; n < NV; ++n)
-      sums[m][n] = load(To == Into::kSum ? c + m * c_row + n * L : bias + n * L);
+      sums[m][n] = load(To == Into::kSum ? c + m * c_row + n * L : with + n * L);
   for (int k = 0; k < inner; ++k) {
     Vec<T> factor[NV];
     DECODER_UNROLL
@@ -188,30 +201,36 @@ void tile(Left<T> a, const T* b, Index b_row, int inner, const T* bias, T* c, In
   DECODER_UNROLL
   for (int m = 0; m < MR; ++m)
     DECODER_UNROLL
-    for (int n = 0; n < NV; ++n)
-      store(c + m * c_row + n * L, To == Into::kRelu ? relu_of<T>(sums[m][n]) : sums[m][n]);
+    for (int n = 0; n < NV; ++n) {
+      const Index at = m * c_row + n * L;
+      if (To == Into::kRelu) sums[m][n] = relu_of<T>(sums[m][n]);
+      if (To == Into::kBeforeRelu) sums[m][n] = relu_backward<T>(sums[m][n], load(with + at));
+      store(c + at, sums[m][n]);
+    }
 }
 
 template <typename T, Into To, int NV>
-void column_of_tiles(Left<T> a, int rows, const T* b, Index b_row, int inner, const T* bias, T* c,
+void column_of_tiles(Left<T> a, int rows, const T* b, Index b_row, int inner, const T* with, T* c,
                      Index c_row) {
   int m = 0;
   const auto rest = [&] { return Left<T>{a.data + m * a.row, a.row, a.column}; };
+  const auto own = [&] { return To == Into::kBeforeRelu ? with + m * c_row : with; };
   for (; m + kTileRows <= rows; m += kTileRows)
-    tile<T, To, kTileRows, NV>(rest(), b, b_row, inner, bias, c + m * c_row, c_row);
-  for (; m + 2 <= rows; m += 2)
-    tile<T, To, 2, NV>(rest(), b, b_row, inner, bias, c + m * c_row, c_row);
-  if (m < rows) tile<T, To, 1, NV>(rest(), b, b_row, inner, bias, c + m * c_row, c_row);
+    tile<T, To, kTileRows, NV>(rest(), b, b_row, inner, own(), c + m * c_row, c_row);
+  for (; m + 3 <= rows; m += 3)
+    tile<T, To, 3, NV>(rest(), b, b_row, inner, own(), c + m * c_row, c_row);
+  for (; m < rows; ++m)
+    tile<T, To, 1, NV>(rest(), b, b_row, inner, own(), c + m * c_row, c_row);
 }
 
-// c (rows, columns) += a (rows, inner) b (inner, columns), or = bias (columns,) + a b; columns are
-// whole vectors.
+// c (rows, columns) += a (rows, inner) b (inner, columns), or = bias (columns,) + a b, or = a b before
+// the ReLU of activations that lie as c; columns are whole vectors.
 template <typename T, Into To>
-void product(Left<T> a, int rows, Right<T> b, int inner, int columns, const T* bias, T* c,
+void product(Left<T> a, int rows, Right<T> b, int inner, int columns, const T* with, T* c,
              Index c_row) {
   for (int n = 0; n < columns; n += kPanel<T>) {
     const T* panel = b.data + n / kPanel<T> * b.panel;
-    const T* own = To == Into::kSum ? nullptr : bias + n;
+    const T* own = To == Into::kSum ? nullptr : with + n;
     switch (std::min(kPanel<T>, columns - n) / kLanes<T>) {
 #if defined(__AVX512F__)
       case 4: column_of_tiles<T, To, 4>(a, rows, panel, b.row, inner, own, c + n, c_row); break;
@@ -306,7 +325,12 @@ NATIVE_INLINE void mask(T* grad, const T* activation, Index size) {
 // sums (columns) += those of the rows
 template <typename T>
 void add_rows(const T* rows, int count, Index row, int columns, T* sums) {
-  for (int i = 0; i < count; ++i)
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {  // at once, so that the sums are seldom loaded and stored
+    const T *a = rows + i * row, *b = a + row, *d = b + row, *e = d + row;
+    for (int c = 0; c < columns; ++c) sums[c] += (a[c] + b[c]) + (d[c] + e[c]);
+  }
+  for (; i < count; ++i)
     for (int c = 0; c < columns; ++c) sums[c] += rows[i * row + c];
 }
 
@@ -467,12 +491,11 @@ void head_backward(int k, int rows, const T* grad, const Layers<T>& l, const Wei
   const int columns = int(s.row);
   inner_of(k, rows, l, w, s);
   T* grad_inner = s.grad_inner.get();
-  std::fill_n(grad_inner, rows * s.row, T(0));
-  add_product<T>({grad, count, 1}, rows, w.last_back[k].right(), count, columns, grad_inner, s.row);
+  product<T, Into::kBeforeRelu>({grad, count, 1}, rows, w.last_back[k].right(), count, columns,
+                                s.inner.get(), grad_inner, s.row);
   add_product<T>({grad, 1, count}, count, in_place(s.inner.get(), s.row), rows, columns,
                  sums.last[k], s.row);
   add_rows(grad, rows, count, count, sums.last_bias[k]);
-  mask(grad_inner, s.inner.get(), rows * s.row);
   add_product<T>({grad_inner, s.row, 1}, rows, w.inner_back[k].right(), W, columns,
                  s.grad_hidden.get(), s.row);
   add_product<T>({grad_inner, 1, s.row}, W, in_place(s.hidden.get(), s.row), rows, columns,
