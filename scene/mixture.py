@@ -174,6 +174,22 @@ class MoDE(nn.Module):
         for expert in self.experts.values():
             expert.evolve(self.gaussians, iteration)
 
+    def carried(self) -> dict[str, Tensor]:
+        """What the experts need to go on training besides parameters: "expert/name" -> tensor."""
+        return {
+            f"{name}/{key}": value
+            for name, expert in self.experts.items()
+            for key, value in expert.carried().items()
+        }
+
+    def carry_on(self, tensors: Mapping[str, Tensor]) -> None:
+        """Gives the experts what `carried` took from them."""
+        canonical = self.gaussians.canonical()
+        for name, expert in self.experts.items():
+            start = f"{name}/"
+            own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            expert.carry_on(canonical, own)
+
     def wanted(self, index: int) -> frozenset[str]:
         """Attributes that expert ``index`` must compute."""
         return frozenset(a for a, rows in self.attribute_experts.items() if index in rows)

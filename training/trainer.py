@@ -416,6 +416,7 @@ class Trainer:
         queue, sampler_state = self.sampler.state()
         tensors = {f"gaussians/{n}": self.model.gaussians[n] for n in self.model.gaussians.names}
         tensors |= {f"experts/{n}": v for n, v in self.model.experts.state_dict().items()}
+        tensors |= {f"carried/{n}": v for n, v in self.model.carried().items()}
         tensors |= {f"optimizer/{n}": v for n, v in self.optimizer.state_tensors().items()}
         tensors |= {f"density/{n}": v for n, v in self.density.stats.items()}
         tensors |= {"rng/sampler": sampler_state, "rng/torch": torch.get_rng_state()}
@@ -446,6 +447,7 @@ class Trainer:
             gaussians.values[name] = torch.nn.Parameter(value.to(self.device))
         gaussians.active_sh_degree = info["active_sh_degree"]
         self.model.experts.load_state_dict(parts.get("experts", {}))
+        self.model.carry_on(_to(parts.get("carried", {}), self.device))
         if self.colors is not None:
             self.colors.delta.copy_(parts["colors"]["delta"])
         self._start_stage(info["progress"]["stage"])

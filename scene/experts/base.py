@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -108,6 +109,13 @@ class Expert(nn.Module):
 
     def evolve(self, gaussians: GaussianModel, iteration: int) -> None:
         """What changes outside of gradients, after each ``iteration`` of the fine stage."""
+
+    def carried(self) -> dict[str, Tensor]:
+        """What a resumed training needs besides parameters, and rendering does not, by name."""
+        return {}
+
+    def carry_on(self, canonical: Canonical, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what `carried` gave; nothing, from a checkpoint that has nothing of this expert."""
 
     def per_gaussian_rates(self, config: Config) -> dict[str, LearningRate]:
         """Learning rates of the parameters named by `per_gaussian`."""

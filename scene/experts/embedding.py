@@ -10,6 +10,7 @@ query time is not changed in place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -124,7 +125,7 @@ class EmbeddingExpert(Expert):
         if zero_init_heads:
             for branch in self._branches():
                 branch.heads.zero_last_()
-        self._neighbours: tuple[int, Tensor, Tensor] | None = None
+        self._neighbours: _Neighbours | None = None
 
     @classmethod
     def build(cls, config: Config, facts: SceneFacts) -> EmbeddingExpert:
@@ -218,14 +219,40 @@ class EmbeddingExpert(Expert):
         return (weight * difference + 1e-20).sqrt().mean()
 
     def _neighbourhood(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and rows (N, 20) of the neighbours, kept while the count stays the same.
+        """Weights and rows (N, 20) of the neighbours, kept while the Gaussians stay the same.
 
-        The search is on the CPU: it waits for a GPU, but so does the density control before it.
+        Density control makes a new parameter of ``xyz``, the optimiser changes the one there is.
         """
-        if self._neighbours is None or self._neighbours[0] != len(xyz):
-            dist2, index = knn(xyz.detach(), min(NEIGHBOURS, len(xyz) - 1))
-            self._neighbours = (len(xyz), torch.exp(-SMOOTHNESS_SHARPNESS * dist2), index)
-        return self._neighbours[1:]
+        if self._neighbours is None or self._neighbours.of is not xyz:
+            self._neighbours = _Neighbours(xyz, xyz.detach().clone())
+        return self._neighbours.weight, self._neighbours.index
+
+    def carried(self) -> dict[str, Tensor]:
+        """See `Expert.carried`: where the Gaussians were when their neighbours were searched."""
+        return {} if self._neighbours is None else {"searched": self._neighbours.searched}
+
+    def carry_on(self, canonical: Canonical, tensors: Mapping[str, Tensor]) -> None:
+        """See `Expert.carry_on`."""
+        searched = tensors.get("searched")
+        self._neighbours = None if searched is None else _Neighbours(canonical.xyz, searched)
+
+
+class _Neighbours:
+    """The nearest ones of each Gaussian, from when the Gaussians last became others.
+
+    The search is on the CPU: it waits for a GPU, but so does the density control before it.
+    """
+
+    def __init__(self, of: Tensor, searched: Tensor) -> None:
+        """Searches.
+
+        Args:
+            of: (N, 3) the positions as a parameter, which they are the neighbours of.
+            searched: (N, 3) where those were then.
+        """
+        self.of, self.searched = of, searched
+        dist2, self.index = knn(searched, min(NEIGHBOURS, len(searched) - 1))
+        self.weight = torch.exp(-SMOOTHNESS_SHARPNESS * dist2)
 
 
 def _accumulate(total: Deformation, part: Deformation) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+from scene.experts import embedding
 from training.checkpoint import load_state
 
 COARSE, FINE = 20, 40
@@ -144,6 +145,19 @@ def test_sets_and_spread_centres_are_resumed_exactly(tmp_path, cut):
     run(straight)
     dynamic = straight.model.gaussians["keyframe_dynamic"]
     assert 0.2 < dynamic.mean() < 0.8 and set(dynamic.unique().tolist()) == {0.0, 1.0}
+    second = resumed(tmp_path, config, cut)
+    run(second)
+    assert_same(everything(straight), everything(second))
+
+
+@pytest.mark.parametrize("cut", [("coarse", 17), ("fine", 9), ("fine", 31), ("fine", 38)])
+def test_neighbours_of_embeddings_are_resumed_exactly(tmp_path, monkeypatch, cut):
+    """They are those of where the Gaussians were when they last changed, not of where they are."""
+    monkeypatch.setattr(embedding, "SMOOTHNESS_SHARPNESS", 1.0)  # these are far from each other
+    config = settings("emb", position_lr_init=1e-2)
+    config.emb.emb_smooth_weight = 1.0
+    straight = tiny.trainer(tmp_path / "straight", config)
+    run(straight)
     second = resumed(tmp_path, config, cut)
     run(second)
     assert_same(everything(straight), everything(second))

@@ -96,6 +96,7 @@ def config(**opt) -> Config:
         "lambda_dssim": 0.1,
     }
     for key, value in (defaults | opt).items():
+        assert hasattr(made.opt, key), key
         setattr(made.opt, key, value)
     return made
 

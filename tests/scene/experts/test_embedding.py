@@ -125,3 +125,21 @@ def test_local_smoothness_is_zero_for_equal_embeddings_and_grows_with_difference
 
     assert loss(torch.ones(40, 32)) < 1e-8
     assert loss(torch.randn(40, 32)) > 0.1
+
+
+def test_neighbours_are_searched_again_when_the_gaussians_are_others_though_as_many():
+    made, config = expert(), Config()
+    config.emb.emb_smooth_weight = 1.0
+    empty, embedding = torch.zeros(0), torch.randn(40, 32)
+
+    def loss(xyz: torch.Tensor) -> float:
+        state = Canonical(xyz, empty, empty, empty, empty, empty, {"embedding": embedding})
+        return made.regularizers(state, config)["embedding_smoothness"].item()
+
+    first, other = torch.rand(40, 3) * 0.01, torch.rand(40, 3) * 0.01
+    before = loss(first)
+    after = loss(other)
+    assert after != before
+    other += torch.rand(40, 3)  # as by the optimiser: in place
+    assert loss(other) == after
+    assert loss(first) == before
