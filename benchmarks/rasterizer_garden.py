@@ -85,6 +85,7 @@ def main() -> None:
     about = dict(
         benchmark="rasterizer_garden",
         scene=scene.name,
+        order=args.order,
         device=args.device,
         gaussians=scene.count,
         width=scene.width,

@@ -188,6 +188,7 @@ def main() -> int:
     about = dict(
         benchmark="rasterizer_gsplat",
         scene=scene.name,
+        order=args.order,
         gsplat=gsplat.__version__,
         gpu=torch.cuda.get_device_name(),
         gaussians=scene.count,

@@ -62,7 +62,9 @@ def main() -> int:
         return 2
     scene = scenes.chosen(parser, args).to(args.device)
     rows = kernels(scene, args.runs)
-    about = dict(benchmark="rasterizer_profile", scene=scene.name, device=args.device)
+    about = dict(
+        benchmark="rasterizer_profile", scene=scene.name, order=args.order, device=args.device
+    )
     size = dict(gaussians=scene.count, width=scene.width, height=scene.height)
     total = round(sum(row["us"] for row in rows), 1)
     print(json.dumps(about | size | {"total_us": total, "kernels": rows}))

@@ -13,6 +13,9 @@ opacities either high or low. `python benchmarks/scenes.py` prints its statistic
     431 Gaussians in the list of each tile (garden: 322); no pixel is empty
 
 That is the order of what trained scenes have; it is not a measurement of one.
+
+Gaussians are in spatial order, as models keep them; `--order given` leaves them as the file or the
+random numbers have them.
 """
 
 from __future__ import annotations
@@ -20,19 +23,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from diff_gaussian_rasterization import rasterize
 from diff_gaussian_rasterization.reference import SH_C0
+from scene.spatial_order import spatial_order
 
 NEAR, FAR = 0.01, 100.0
 TILE = 16  # pixels along a side of the squares that rasterisers sort by
 SCENES = ("garden", "n3v")
+ORDERS = ("spatial", "given")
 
 N3V_COUNT = 200_000
 N3V_SIZE = (1352, 1014)
@@ -70,6 +78,12 @@ class Scene:
         return Scene(
             self.name, moved, self.world_to_camera.to(device), self.focal.to(device), *size
         )
+
+    def in_spatial_order(self) -> Scene:
+        """The same Gaussians in the order in which `GaussianModel` keeps them."""
+        order = spatial_order(self.gaussians["means3D"][0])
+        moved = {k: t.detach()[:, order].requires_grad_() for k, t in self.gaussians.items()}
+        return replace(self, gaussians=moved)
 
     def cameras(self) -> list[dict[str, Tensor]]:
         """Each camera as the camera arguments of `rasterize`."""
@@ -251,6 +265,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="path of garden.npz, for --scene garden")
     parser.add_argument("--size", type=size_of, help="WxH pixels; default: the scene's own")
     parser.add_argument("--count", type=int, help="about this many Gaussians; default: all")
+    parser.add_argument(
+        "--order", choices=ORDERS, default="spatial", help="of the Gaussians; default: spatial"
+    )
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -263,6 +280,11 @@ def size_of(text: str) -> tuple[int, int]:
 
 def chosen(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Scene:
     """The scene that the flags name; a usage error where its file is not named."""
+    scene = _named(parser, arguments)
+    return scene.in_spatial_order() if arguments.order == "spatial" else scene
+
+
+def _named(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Scene:
     if arguments.scene == "n3v":
         return n3v(arguments.count or N3V_COUNT, arguments.size or N3V_SIZE)
     if arguments.data is None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scene.spatial_order import spatial_order
 from simple_knn._C import distCUDA2
 
 SH_C0 = 0.28209479177387814
@@ -107,13 +108,16 @@ class GaussianModel(nn.Module):
     def from_points(cls, xyz: np.ndarray, rgb: np.ndarray) -> GaussianModel:
         """Isotropic Gaussians on a point cloud, as large as the points are far apart.
 
+        They are in spatial order, not in the cloud's.
+
         Args:
             xyz: (N, 3) float, world units.
             rgb: (N, 3) uint8.
         """
         points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32))
-        count = len(points)
-        colors = torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255
+        order, count = spatial_order(points), len(points)
+        points = points[order]
+        colors = torch.from_numpy(np.ascontiguousarray(rgb)).float()[order] / 255
         log_scale = distCUDA2(points).clamp_min(1e-7).sqrt().log()
         rotation = torch.zeros(count, 4)
         rotation[:, 0] = 1

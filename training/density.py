@@ -165,6 +165,12 @@ class DensityControl:
         overrides = _children(gaussians, clones, children)
         if offspring is not None:
             overrides |= offspring(torch.cat([clones, children]))
+        # Each new one behind its parent: so the order stays spatial. By where they are now it would
+        # hang on rounding, and with it who gets which random numbers.
+        order = source.argsort(stable=True)
+        of_fresh = order[order >= len(survivors)] - len(survivors)
+        overrides = {name: value[of_fresh] for name, value in overrides.items()}
+        source, fresh = source[order], fresh[order]
         gaussians.reindex(source, fresh, overrides, optimizer.adam)
         self._follow(source, fresh)
         return len(clones), len(parents)

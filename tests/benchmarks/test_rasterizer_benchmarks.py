@@ -22,6 +22,7 @@ from benchmarks import (
     single_pass,
 )
 from diff_gaussian_rasterization import RasterOutput, rasterize, reference
+from scene.spatial_order import spatial_order
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,24 @@ def test_the_garden_is_scaled_to_the_size_that_is_asked_for(garden_file):
     assert twice.count == 100
     assert torch.allclose(twice.focal, 2 * own.focal)
     assert torch.allclose(own.cameras()[0]["tanfov"], torch.tensor([[0.5, 1 / 3]]))
+
+
+@pytest.mark.parametrize("name", scenes.SCENES)
+def test_a_scene_has_the_order_that_is_asked_for(name, garden_file):
+    parser = argparse.ArgumentParser()
+    scenes.add_arguments(parser)
+    flags = ["--scene", name, "--data", str(garden_file), "--count", "200", "--size", "48x32"]
+    found = {
+        order: scenes.chosen(parser, parser.parse_args([*flags, "--order", order])).gaussians
+        for order in scenes.ORDERS
+    }
+    default = scenes.chosen(parser, parser.parse_args(flags)).gaussians
+    order = spatial_order(found["given"]["means3D"][0])
+    assert not torch.equal(order, torch.arange(len(order)))
+    for key, given in found["given"].items():
+        assert torch.equal(found["spatial"][key], given[:, order])
+        assert torch.equal(default[key], found["spatial"][key])
+        assert found["spatial"][key].is_leaf and found["spatial"][key].requires_grad
 
 
 def test_a_moved_scene_wants_gradients(room):

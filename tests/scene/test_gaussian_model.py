@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scene.gaussian_model import CANONICAL, GaussianModel
+from scene.spatial_order import spatial_order
 
 
 def grid_points(n: int = 4, spacing: float = 0.5) -> np.ndarray:
@@ -70,3 +71,15 @@ def test_registering_twice_or_with_the_wrong_count_is_refused():
         gaussians.register("embedding", torch.zeros(len(gaussians), 1))
     with pytest.raises(ValueError, match="rows"):
         gaussians.register("other", torch.zeros(3, 1))
+
+
+def test_initial_gaussians_are_in_spatial_order_with_their_colours_and_sizes():
+    random = np.random.default_rng(0)
+    points = random.random((300, 3), dtype=np.float32)
+    rgb = np.floor(points * 255.99).astype(np.uint8)  # tells where a point is
+    gaussians = GaussianModel.from_points(points, rgb)
+    assert torch.equal(spatial_order(gaussians.xyz), torch.arange(300))
+    colors = gaussians.f_dc[:, 0] * 0.28209479177387814 + 0.5
+    assert torch.allclose(colors, gaussians.xyz, atol=1 / 255)
+    ordered = points[spatial_order(torch.from_numpy(points)).numpy()]
+    assert torch.equal(gaussians.log_scale, GaussianModel.from_points(ordered, rgb).log_scale)

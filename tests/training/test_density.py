@@ -48,7 +48,7 @@ def test_small_gaussian_with_large_gradient_is_cloned_with_all_it_has():
     change = control.step(gaussians, optimizer, 600)
     assert (change.cloned, change.split) == (1, 0)
     for name in gaussians.names:
-        assert torch.equal(gaussians[name][2], gaussians[name][6]), name
+        assert torch.equal(gaussians[name][2], gaussians[name][3]), name
 
 
 def test_what_experts_say_of_new_gaussians_counts_for_clones_and_children_alone():
@@ -64,7 +64,7 @@ def test_what_experts_say_of_new_gaussians_counts_for_clones_and_children_alone(
         lambda parents: said.append(parents.tolist()) or {"embedding": torch.full((3, 1), -1.0)},
     )
     assert (change.cloned, change.split, said) == (1, 1, [[2, 4, 4]])
-    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, 3, 5, -1, -1, -1]
+    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, -1, 3, -1, -1, 5]
 
 
 def test_what_is_due_is_known_beforehand():
@@ -93,9 +93,9 @@ def test_large_gaussian_is_replaced_by_two_smaller_ones():
     change = control.step(gaussians, optimizer, 600)
     assert (change.cloned, change.split) == (0, 1)
     assert len(gaussians) == 7
-    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, 3, 5, 4, 4]
-    assert torch.allclose(gaussians.log_scale[5:].exp(), torch.tensor(0.5 / 1.6))
-    assert not torch.equal(gaussians.xyz[5], gaussians.xyz[6])
+    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 2, 3, 4, 4, 5]
+    assert torch.allclose(gaussians.log_scale[4:6].exp(), torch.tensor(0.5 / 1.6))
+    assert not torch.equal(gaussians.xyz[4], gaussians.xyz[5])
 
 
 def test_children_are_drawn_from_their_parent():
@@ -116,7 +116,43 @@ def test_the_cap_is_never_exceeded_and_the_largest_gradients_come_first():
     seen(control, gaussians, [1.0, 5.0, 2.0, 4.0, 3.0, 0.5])
     control.step(gaussians, optimizer, 600)
     assert len(gaussians) == 8
-    assert gaussians["embedding"][6:, 0].tolist() == [1, 3]
+    assert gaussians["embedding"][:, 0].tolist() == [0, 1, 1, 2, 3, 3, 4, 5]
+
+
+def test_new_gaussians_come_behind_their_parents_with_statistics_and_no_moments():
+    gaussians, optimizer, control = setup(200, pruning_interval=7)  # 600 is none of its multiples
+    with torch.no_grad():
+        gaussians.log_scale[::3] = float(np.log(0.5))
+    gaussians["embedding"].sum().backward()
+    optimizer.step()
+    moments = optimizer.adam.state[gaussians["embedding"]]["exp_avg"]
+    moments.copy_(gaussians["embedding"].detach() + 1)  # tell whose they are, as the opacities do
+    seen(control, gaussians, [1.0 if i % 5 == 0 else 0.0 for i in range(200)])
+    control.stats["opacity"] = moments[:, 0].clone()
+    before = {n: gaussians[n].detach().clone() for n in gaussians.names}
+    change = control.step(
+        gaussians,
+        optimizer,
+        600,
+        lambda parents: {"opacity": parents[:, None].float()},  # tells who the parent was
+    )
+    assert change.cloned > 10 and change.split > 5 and len(gaussians) == 240
+    fresh = optimizer.adam.state[gaussians["embedding"]]["exp_avg"][:, 0] == 0
+    assert fresh.sum() == change.cloned + 2 * change.split
+    rows = {e: i for i, e in enumerate(before["embedding"][:, 0].tolist())}
+    old = torch.tensor([rows[e] for e in gaussians["embedding"][:, 0].tolist()])
+    assert torch.equal(old, old.sort().values)
+    assert torch.equal(gaussians.opacity[fresh, 0].detach(), old[fresh].float())
+    assert torch.equal(gaussians.opacity[~fresh].detach(), before["opacity"][old[~fresh]])
+    far = (gaussians.xyz.detach() - before["xyz"][old]).norm(dim=1)
+    split = before["log_scale"][old, 0] > -1
+    assert (far[~(fresh & split)] == 0).all() and (far[fresh & split] > 0).all()
+    assert far.max() < 3.0  # children are drawn with a deviation of 0.5
+    for name in ("f_dc", "rotation"):
+        assert torch.equal(gaussians[name].detach(), before[name][old]), name
+    moments = optimizer.adam.state[gaussians["embedding"]]["exp_avg"]
+    assert torch.equal(moments[~fresh], before["embedding"][old[~fresh]] + 1)
+    assert torch.equal(control.stats["opacity"], before["embedding"][old, 0] + 1)
 
 
 def test_gradient_is_averaged_over_the_iterations_that_saw_the_gaussian():

@@ -63,7 +63,7 @@ def test_training_lowers_the_loss_on_one_view(tmp_path):
 
 
 def test_every_parameter_group_moves_in_the_fine_stage(tmp_path):
-    settings = tiny.config(gaiting_from_iter=0, densify_until_iter=0, iterations=30, sh_degree=3)
+    settings = tiny.config(gaiting_from_iter=0, densify_until_iter=0, iterations=30)
     trainer = tiny.trainer(tmp_path, settings)
     trainer._start_stage("fine")
     before = parameters(trainer)

@@ -167,7 +167,7 @@ def _slope(model: MoEGS, pixels: torch.Tensor, parameter, step: torch.Tensor) ->
 @pytest.mark.parametrize("router", ["volume_aware", "pixel"])
 def test_gradients_against_differences(router):
     """By w, w_dir, w_time and the network; float32, so along the gradient itself."""
-    model = scatter(mixture(router))
+    model = scatter(mixture(router), seed=5)  # no ReLU has its kink within a step
     pixels = torch.randn(1, 3, tiny.HEIGHT, tiny.WIDTH, dtype=torch.float64)
     _loss(model, pixels).backward()
     checked = 0
