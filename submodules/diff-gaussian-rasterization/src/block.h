@@ -81,7 +81,7 @@ struct Gaussians {
     return first;
   }
 
-  // Columns from rows.
+  // Columns from rows; fetches as many as are most likely taken next.
   template <int Width>
   NATIVE_INLINE static void take_rows(const Batched<const S>& from, int v, std::int64_t i, int n,
                                       S (&columns)[Width][kSize], int first) {
@@ -89,6 +89,7 @@ struct Gaussians {
     for (int k = 0; k < n; ++k) {
       for (int d = 0; d < Width; ++d) columns[d][first + k] = rows[Width * k + d];
     }
+    for (std::int64_t at = 0; at < Width * n; at += kLine<S>) prefetch(rows + Width * n + at);
   }
 
   // From what is given to covariances.
