@@ -16,8 +16,8 @@ BITS = 21  # of a coordinate: three of them fill an int64, and far outliers leav
 def spatial_order(xyz: Tensor) -> Tensor:
     """The rows of ``xyz`` along a Z-order curve (Morton, 1966) through the cube around them.
 
-    Points of the same cell, a two-millionth of the cube's edge, keep their order. Points that are
-    not finite are somewhere.
+    Points of the same cell, a two-millionth of the cube's edge, keep their order; all do where some
+    are not finite.
 
     Args:
         xyz: (N, 3) float, any unit.

@@ -188,6 +188,8 @@ class DensityControl:
             self.stats[name].zero_()
 
     def _prune(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> int:
+        if not self.stats["opacity"].any():  # all steps since the last pruning were left out
+            return 0
         useless = self.stats["opacity"] < self._threshold("opacity", iteration)
         if self.opacity_was_reset:
             useless |= self.stats["radius"] > self.opt.max_screen_size

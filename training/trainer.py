@@ -86,6 +86,8 @@ class Shot:
 class Trainer:
     """Trains one model on one scene."""
 
+    begin = 0  # the iteration of the stage at which this training begins
+
     def __init__(
         self,
         model: MoDE,
@@ -145,6 +147,13 @@ class Trainer:
             DeferredChecks(self.device) if self.deferred_checks else ImmediateChecks()
         )
 
+    def _end_coarse(self) -> dict[str, float]:
+        change = self._settle()
+        if change:
+            self._event("train", gaussians=len(self.model.gaussians), **change)
+        self._start_stage("fine")
+        return change
+
     def _optimizer(self, groups: list[ParameterGroup], length: int) -> Optimizer:
         return Optimizer(groups, length)
 
@@ -160,7 +169,7 @@ class Trainer:
             with DelayedInterrupt() as interrupt:
                 if self.progress.stage == "coarse":
                     self._run_stage(interrupt)
-                    self._start_stage("fine")
+                    self._end_coarse()
                 self._run_stage(interrupt)
                 self._finish()
                 interrupt.stop()
@@ -189,10 +198,14 @@ class Trainer:
     # ---- one iteration --------------------------------------------------------------------------
 
     def iterate(self) -> dict[str, float]:
-        """One batch: render, loss, backward, optimiser step, density control.
+        """What is due after the iteration before; then a batch: render, loss, backward, step.
+
+        New Gaussians, reset opacities and the like come right before the step that begins to make
+        up for them: what is evaluated and saved after an iteration has been trained.
 
         With deferred checks it reads nothing from the device unless `_reads` says so.
         """
+        change = self._settle()
         iteration = self.progress.iteration + 1
         self.optimizer.set_rates(iteration)
         gaussians = self.model.gaussians
@@ -201,21 +214,32 @@ class Trainer:
             gaussians.active_sh_degree = min(gaussians.active_sh_degree + 1, limit)
         batch = self._next_batch()
         shots = self._render_batch(batch, iteration)
-        terms = self._loss_terms(shots)
+        terms = self._loss_terms(shots, iteration)
         loss = torch.stack(list(terms.values())).sum()
         try:
             self._update(Where(self.progress.stage, iteration), loss, terms, shots)
         except NotFinite as error:
             self._skip(error)
-            return {}
-        offspring = self.model.offspring
-        change = self.density.step(gaussians, self.optimizer, iteration, offspring)
-        if self.progress.stage == "fine":
-            self.model.evolve(iteration)
-        self._watch_count(change, iteration)
+            return change
         self.progress.iteration, self.progress.skipped = iteration, 0
         numbers = self._numbers(loss, terms, shots) if iteration % LOG_INTERVAL == 0 else {}
-        return numbers | (vars(change) if any(vars(change).values()) else {})
+        return numbers | change
+
+    def _settle(self) -> dict[str, float]:
+        """Density control, and what experts change, after the iteration that was the last.
+
+        Returns:
+            how many Gaussians were cloned, split and pruned, if any were.
+        """
+        stage, iteration = self.progress.stage, self.progress.iteration
+        if iteration == self.begin:
+            return {}
+        gaussians, offspring = self.model.gaussians, self.model.offspring
+        change = self.density.step(gaussians, self.optimizer, iteration, offspring)
+        if stage == "fine":
+            self.model.evolve(iteration)
+        self._watch_count(change, iteration)
+        return vars(change) if any(vars(change).values()) else {}
 
     def _update(
         self, where: Where, loss: Tensor, terms: dict[str, Tensor], shots: list[Shot]
@@ -301,7 +325,7 @@ class Trainer:
         camera = -1 if coarse or self.config.opt.batch_same_time else view.camera_index
         return 0.0 if coarse else view.time, camera, view.camera.width, view.camera.height
 
-    def _loss_terms(self, shots: list[Shot]) -> dict[str, Tensor]:
+    def _loss_terms(self, shots: list[Shot], iteration: int) -> dict[str, Tensor]:
         """The mean over all pixels of the batch, and the regularisers."""
         total = sum(shot.images.numel() for shot in shots)
         terms: dict[str, Tensor] = {}
@@ -313,7 +337,7 @@ class Trainer:
         if self.progress.stage == "coarse":
             return terms
         times = [view.time for shot in shots for view in shot.views]
-        return terms | self.model.regularizers(times, self.progress.iteration)
+        return terms | self.model.regularizers(times, iteration)
 
     def _in_camera_colors(self, images: Tensor, views: list[View]) -> Tensor:
         if self.colors is None:

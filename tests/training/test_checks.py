@@ -79,11 +79,11 @@ def break_gradient(trainer) -> None:
     """A loss that is finite with a gradient that is not."""
     original = trainer._loss_terms
 
-    def with_a_root(shots):
+    def with_a_root(*given):
         root = (
             (0 * trainer.model.experts["hexplane"].heads.last["xyz"].weight).square().sum().sqrt()
         )
-        return original(shots) | {"root": root}
+        return original(*given) | {"root": root}
 
     trainer._loss_terms = with_a_root
 

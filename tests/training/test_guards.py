@@ -21,8 +21,8 @@ def poisoned(trainer, iterations: set[int]) -> None:
     """Makes the ground truth of those iterations of the stage not finite."""
     real = trainer._loss_terms
 
-    def terms(shots):
-        found = real(shots)
+    def terms(*given):
+        found = real(*given)
         if trainer.progress.iteration + 1 in iterations:
             found["l1"] = found["l1"] * float("nan")
         return found
@@ -34,8 +34,8 @@ def bad_gradients(trainer, iterations: set[int]) -> None:
     """A finite loss whose gradient is not."""
     real = trainer._loss_terms
 
-    def terms(shots):
-        found = real(shots)
+    def terms(*given):
+        found = real(*given)
         if trainer.progress.iteration + 1 in iterations:
             found["l1"] = found["l1"] + (trainer.model.gaussians.xyz.sum() * 0).sqrt()
         return found
@@ -74,6 +74,25 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
     with pytest.raises(UserError, match=f"coarse iteration {3 + MOST_SKIPPED}: loss term l1"):
         trainer.train()
     assert trainer.progress.skipped == MOST_SKIPPED - 1
+
+
+@pytest.mark.parametrize("bad", [set(), {4}, {3, 4, 5}])
+def test_a_step_left_out_leaves_no_density_control_out(tmp_path, bad):
+    settings = tiny.config(nonfinite="skip", coarse_iterations=20, opacity_reset_interval=6)
+    trainer = tiny.trainer(tmp_path, settings)
+    poisoned(trainer, bad | {6})
+    changes = {i: trainer.iterate() for i in range(7)}  # i: iterations before
+    assert [i for i, change in changes.items() if "split" in change] == [4]
+    assert trainer.density.opacity_was_reset
+
+
+def test_nothing_is_pruned_by_what_nobody_saw(tmp_path):
+    """All steps of a pruning interval were left out."""
+    trainer = tiny.trainer(tmp_path, tiny.config(nonfinite="skip", coarse_iterations=20))
+    poisoned(trainer, set(range(5, 14)))
+    for _ in range(13):
+        trainer.iterate()
+    assert len(trainer.model.gaussians) >= 60
 
 
 def test_it_stops_unless_told_otherwise(tmp_path):
@@ -121,7 +140,7 @@ def test_jumps_of_the_count_are_warned_of(tmp_path, capsys, monkeypatch, change,
 
 def test_a_real_round_is_watched(tmp_path, capsys):
     trainer = tiny.trainer(tmp_path, tiny.config(max_gaussians=5000))
-    for _ in range(4):
+    for _ in range(5):
         trainer.iterate()
     assert "coarse iteration 4: 60 Gaussians added to 60 at once" in capsys.readouterr().err
 

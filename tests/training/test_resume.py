@@ -35,13 +35,11 @@ def run(trainer, stop: tuple[str, int] | None = None) -> list[tuple[str, int, di
     trainer.model.train()
     changes = []
     while (p := trainer.progress) and stop != (p.stage, p.iteration):
-        if p.iteration == trainer.stage_length(p.stage):
-            if p.stage == "fine":
-                break
-            trainer._start_stage("fine")
-            continue
+        ended = p.iteration == trainer.stage_length(p.stage)
+        if ended and p.stage == "fine":
+            break
         before = trainer.model.gaussians.opacity.detach().sigmoid().max().item()
-        numbers = trainer.iterate()
+        numbers = trainer._end_coarse() if ended else trainer.iterate()
         after = trainer.model.gaussians.opacity.detach().sigmoid().max().item()
         kinds = {k: v for k, v in numbers.items() if k in ("cloned", "split", "pruned") and v}
         if after <= 0.011 < before:
@@ -150,7 +148,9 @@ def test_sets_and_spread_centres_are_resumed_exactly(tmp_path, cut):
     assert_same(everything(straight), everything(second))
 
 
-@pytest.mark.parametrize("cut", [("coarse", 17), ("fine", 9), ("fine", 31), ("fine", 38)])
+# Before there are any, and around iterations after which the Gaussians become others: 20 (both
+# kinds), 35 (pruning), 36 (densification).
+@pytest.mark.parametrize("cut", [("coarse", 17), *(("fine", i) for i in (9, 20, 31, 35, 36, 38))])
 def test_neighbours_of_embeddings_are_resumed_exactly(tmp_path, monkeypatch, cut):
     """They are those of where the Gaussians were when they last changed, not of where they are."""
     monkeypatch.setattr(embedding, "SMOOTHNESS_SHARPNESS", 1.0)  # these are far from each other

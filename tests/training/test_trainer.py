@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from arguments_MoDE.saved import save_config
 from training.checkpoint import load_run, load_state, saved_iterations
 from training.trainer import Shot
 from utils.errors import UserError
@@ -30,7 +31,7 @@ def run(trainer, stop: tuple[str, int] | None = None) -> None:
         if p.iteration == trainer.stage_length(p.stage):
             if p.stage == "fine":
                 return
-            trainer._start_stage("fine")
+            trainer._end_coarse()
             continue
         trainer.iterate()
 
@@ -197,7 +198,7 @@ def test_loss_of_a_mixed_batch_is_the_mean_over_all_pixels(tmp_path):
     big, small = torch.full((1, 3, 8, 8), 0.5), torch.full((2, 3, 4, 4), 0.1)
     shots = [Shot([], i, torch.zeros_like(i), None, None) for i in (big, small)]
     expected = (64 * 0.5 + 32 * 0.1) / 96
-    assert trainer._loss_terms(shots)["l1"].item() == pytest.approx(expected)
+    assert trainer._loss_terms(shots, 1)["l1"].item() == pytest.approx(expected)
 
 
 def test_cameras_that_share_a_deformation_leave_the_time_offsets_alone(tmp_path):
@@ -296,3 +297,36 @@ def test_evaluation_while_training_says_that_it_is_masked(tmp_path):
     assert "masked" not in trainer.evaluate()["test"]
     trainer.scene.train[0].store.masks = moving_patch()
     assert trainer.evaluate()["test"]["masked"] is True
+
+
+def test_what_is_saved_and_evaluated_has_been_trained_since_density_control_changed_it(tmp_path):
+    """An iteration that densifies and resets opacities does so after its model is looked at."""
+    settings = tiny.config(
+        coarse_iterations=4, iterations=8, opacity_reset_interval=4, max_gaussians=1000
+    )
+    trainer = tiny.trainer(tmp_path, settings, save_iterations=(4,))
+    save_config(settings, tmp_path / "config.json")
+    trainer.train()
+    events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    changed = [e for e in events if e.get("split") or e.get("cloned")]
+    assert [(e["stage"], e["iteration"]) for e in changed] == [("coarse", 4), ("fine", 5)]
+    early, late = (load_run(tmp_path, iteration).model.gaussians for iteration in (4, 8))
+    assert early.opacity.sigmoid().max() > 0.05  # a reset leaves 0.01
+    assert len(early) == changed[0]["gaussians"]
+    grown = changed[1]["split"] + changed[1]["cloned"] - changed[1]["pruned"]
+    assert len(late) == len(early) + grown > len(early)
+
+
+def test_the_regularisers_are_told_the_iteration_that_the_router_has(tmp_path):
+    settings = tiny.config(coarse_iterations=0, iterations=9, gaiting_from_iter=5)
+    settings.opt.entropy_weight_final = 0.5
+    trainer = tiny.trainer(tmp_path, settings)
+    trainer._start_stage("fine")
+    trainer.model.train()
+    seen, terms = [], trainer._loss_terms
+    trainer._loss_terms = lambda *given: seen.append(terms(*given)) or seen[-1]
+    decides = [not trainer.model.warming_up(i, "fine") for i in range(1, 10)]
+    for _ in range(9):
+        trainer.iterate()
+    assert decides == [any("entropy" in name for name in found) for found in seen]
+    assert decides.index(True) == 4

@@ -167,13 +167,13 @@ def test_the_next_batch_is_fetched_while_one_is_computed_with(tmp_path):
     trainer.targets = Pretended()
     original, during = trainer._loss_terms, []
 
-    def noted(shots):
+    def noted(*given):
         coming = [view.name for view in trainer.sampler.coming()]
         barrier = threading.Event()
         trainer.targets._thread.submit(barrier.set)
         assert barrier.wait(10)  # the thread is through with all it was told
         during.append(set(coming) <= set(trainer.targets.fetched))
-        return original(shots)
+        return original(*given)
 
     trainer._loss_terms = noted
     run(trainer, 5)

@@ -142,7 +142,7 @@ class DistillTrainer(Trainer):
     def _optimizer(self, groups: list[ParameterGroup], length: int) -> Optimizer:
         return FadingOptimizer(groups, length, self.begin, self.arguments.distill_lr_scale)
 
-    def _loss_terms(self, shots: list[Shot]) -> dict[str, Tensor]:
+    def _loss_terms(self, shots: list[Shot], iteration: int) -> dict[str, Tensor]:
         """Those of `distillation_loss`, and the expert's own regularisers."""
         total = sum(shot.images.numel() for shot in shots)
         terms: dict[str, Tensor] = {}
@@ -161,7 +161,7 @@ class DistillTrainer(Trainer):
             for name, value in parts.items():
                 terms[name] = terms.get(name, 0) + shot.images.numel() / total * value
         times = [view.time for shot in shots for view in shot.views]
-        return terms | self.model.regularizers(times, self.progress.iteration)
+        return terms | self.model.regularizers(times, iteration)
 
 
 def student_of(teacher: MoERun, arguments: DistillArguments) -> Run:
