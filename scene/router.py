@@ -95,6 +95,10 @@ def keep_top(
     attribute would save next to nothing. An attribute that none of the chosen experts deforms
     keeps its own best one.
 
+    Where one gate is left it is 1, whatever the logits are: no gradient would reach them, and who is
+    followed would stay what chance made it. There the gradient is that of all gates, as if none had
+    been dropped (straight-through: Bengio et al., arXiv:1308.3432, section 4).
+
     Args:
         gates: attribute -> (N, members) weights that sum to 1 per row.
         members: attribute -> rows of the experts behind the columns.
@@ -112,8 +116,11 @@ def keep_top(
         mask = torch.stack([chosen[:, row] for row in members[attribute]], dim=-1)
         own_best = torch.zeros_like(gate).scatter_(-1, gate.detach().argmax(-1, keepdim=True), 1.0)
         any_left = (gate.detach() * mask).sum(-1, keepdim=True) > 0
-        weights = gate * torch.where(any_left, mask, own_best)
-        kept[attribute] = weights / weights.sum(dim=-1, keepdim=True)
+        mask = torch.where(any_left, mask, own_best)
+        weights = gate * mask
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        alone = mask.sum(-1, keepdim=True) == 1
+        kept[attribute] = torch.where(alone, mask + (gate - gate.detach()), weights)
     return kept
 
 

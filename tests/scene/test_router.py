@@ -108,13 +108,54 @@ def test_top_k_leaves_an_attribute_its_own_best_where_the_chosen_has_no_part_in_
 
 def test_top_k_has_ordinary_gradients():
     logits = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
-    members = {"xyz": (0, 1, 2), "opacity": (0, 2)}
+    members = {"xyz": (0, 1, 2), "opacity": (0, 1, 2)}
 
     def kept(z):
-        gates = {"xyz": softmax_gate(z), "opacity": softmax_gate(z[:, [0, 2]])}
+        gates = {"xyz": softmax_gate(z), "opacity": softmax_gate(z[:, [2, 0, 1]])}
         return tuple(keep_top(gates, members, 2).values())
 
     assert torch.autograd.gradcheck(kept, logits)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_gate_that_is_left_alone_is_one_and_has_the_gradient_of_all(top_k):
+    """With 1 everywhere, with 2 where one of the chosen has no part in the attribute."""
+    logits = torch.randn(50, 3, dtype=torch.float64, requires_grad=True)
+    members = {"xyz": (0, 1, 2), "opacity": (0, 2)}
+    columns = {a: list(rows) for a, rows in members.items()}
+    gates = {a: softmax_gate(logits[:, columns[a]]) for a in members}
+    kept = keep_top(gates, members, top_k)
+    for attribute in members:
+        alone = (kept[attribute] > 0).sum(-1) == 1
+        assert alone.all() if top_k == 1 else alone.any() == (attribute == "opacity")
+        assert (kept[attribute][alone].amax(-1) == 1).all()
+        worth = torch.randn(50, len(members[attribute]), dtype=torch.float64)
+        found, expected = (
+            torch.autograd.grad((g[attribute] * worth).sum(), logits, retain_graph=True)[0]
+            for g in (kept, gates)
+        )
+        assert torch.allclose(found[alone], expected[alone], atol=1e-12)
+
+
+@pytest.mark.parametrize("top_k", [0, 1])
+def test_the_router_finds_the_better_expert_whatever_is_dropped(top_k):
+    """Three experts, another one of which is right for each Gaussian.
+
+    With two kept it finds the better of them: of the third it hears nothing.
+    """
+    router = Router({"xyz": (0, 1, 2)}, 1, top_k=top_k)
+    generator = torch.Generator().manual_seed(0)
+    knots = torch.nn.Parameter(router.initial_parameters(600, generator)["gate_xyz"])
+    right = torch.arange(600) % 3
+    deltas = torch.nn.functional.one_hot(right, 3).double() - 1.0  # 0 where right, else -1
+    adam = torch.optim.Adam([knots], lr=0.05)
+    for _ in range(200):
+        adam.zero_grad()
+        gates = router(canonical_with({"gate_xyz": knots}), 0.5)["xyz"]
+        (gates * deltas).sum(-1).square().sum().backward()
+        adam.step()
+    gates = router(canonical_with({"gate_xyz": knots}), 0.5)["xyz"]
+    assert (gates.argmax(-1) == right).float().mean() > 0.95
 
 
 def test_temperature_sharpens():
