@@ -95,9 +95,9 @@ def keep_top(
     attribute would save next to nothing. An attribute that none of the chosen experts deforms
     keeps its own best one.
 
-    Where one gate is left it is 1, whatever the logits are: no gradient would reach them, and who is
-    followed would stay what chance made it. There the gradient is that of all gates, as if none had
-    been dropped (straight-through: Bengio et al., arXiv:1308.3432, section 4).
+    Where one gate is left it is 1, whatever the logits are: no gradient would reach them, and who
+    is followed would stay what chance made it. There the gradient is that of all gates, as if none
+    had been dropped (straight-through: Bengio et al., arXiv:1308.3432, section 4).
 
     Args:
         gates: attribute -> (N, members) weights that sum to 1 per row.
