@@ -452,6 +452,7 @@ class Trainer:
             "config": self.config.as_dict(),
             "progress": vars(p),
             "queue": queue,
+            "views": self.sampler.digest(),
             "active_sh_degree": self.model.gaussians.active_sh_degree,
             "opacity_was_reset": self.density.opacity_was_reset,
             "reported_bytes": reported,
@@ -479,7 +480,9 @@ class Trainer:
         self.optimizer.load_state_tensors(_to(parts.get("optimizer", {}), self.device))
         self.density.stats = _to(parts.get("density", {}), self.device)
         self.density.opacity_was_reset = info["opacity_was_reset"]
-        self.sampler.restore(info["queue"], parts["rng"]["sampler"])
+        # Another run's views may be others; then an epoch begins.
+        same = info.get("views", self.sampler.digest()) == self.sampler.digest()
+        self.sampler.restore(info["queue"] if same else [], parts["rng"]["sampler"])
         torch.set_rng_state(parts["rng"]["torch"])
         if self.device.type == "cuda" and "cuda" in parts["rng"]:
             torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)

@@ -205,3 +205,22 @@ def test_what_is_compared_shows_what_a_checkpoint_lacks(tmp_path, lost):
     run(second)
     with pytest.raises(AssertionError):
         assert_same(everything(straight), everything(second))
+
+
+@pytest.mark.parametrize("same_time", [False, True])
+@pytest.mark.parametrize("kept", [slice(0, 4), slice(2, None)])
+def test_a_run_of_other_views_begins_an_epoch(tmp_path, kept, same_time):
+    """The batches that were left name views by their number."""
+    config = settings("emb", batch_size=2, batch_same_time=same_time)
+    first = tiny.trainer(tmp_path / "first", config)
+    run(first, ("coarse", 1))
+    folder = first.save_checkpoint()
+    assert load_state(folder)[1]["queue"]
+    other = tiny.trainer(tmp_path / "other", config)
+    other.scene.train = other.sampler.views = other.scene.train[kept]
+    other.restore(*load_state(folder))
+    seen: list[str] = []
+    while len(seen) < len(other.scene.train):
+        seen += [view.name for view in other.sampler.next()]
+    assert sorted(seen) == sorted(view.name for view in other.scene.train)
+    run(other, ("coarse", 6))
