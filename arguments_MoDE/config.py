@@ -132,12 +132,19 @@ class OptimizationParams:
         True,
         "multiply network learning rates by the scene extent, as published; positions always are",
     )
+    sh_interval: int = option(
+        1000, "iterations of a stage after which colours use one more SH degree, up to sh_degree"
+    )
     feature_lr: float = option(2.5e-3, "learning rate of the SH degree 0; the rest has 1/20 of it")
     opacity_lr: float = option(0.05, "learning rate of opacity logits")
     scaling_lr: float = option(5e-3, "learning rate of log-scales")
     rotation_lr: float = option(1e-3, "learning rate of quaternions")
     embedding_lr: float = option(2.5e-3, "learning rate of the per-Gaussian embeddings")
-    offsets_lr: float = option(2e-5, "learning rate of the per-camera time offsets")
+    offsets_lr: float = option(
+        2e-5,
+        "learning rate of the per-camera time offsets; of no use where several cameras share a "
+        "deformation (batch_same_time)",
+    )
     hash_grid_lr_init: float = option(8e-3, "learning rate of the hash grids' tables")
     hash_grid_lr_final: float = option(8e-5, "its final value")
     hash_net_lr_init: float = option(8e-4, "learning rate of the hash-grid expert's network")
@@ -199,7 +206,7 @@ class OptimizationParams:
     percent_dense: float = option(
         0.01, "split rather than clone above this scale, times the scene extent"
     )
-    densify_from_iter: int = option(500, "first iteration of density control, in each stage")
+    densify_from_iter: int = option(500, "densify after this iteration, in each stage")
     densify_until_iter: int = option(15000, "last iteration of density control, in each stage")
     densification_interval: int = option(100, "iterations between densifications")
     densify_grad_threshold_coarse: float = option(
@@ -212,7 +219,7 @@ class OptimizationParams:
     opacity_threshold_coarse: float = option(0.005, "prune below this opacity, coarse stage")
     opacity_threshold_fine_init: float = option(0.005, "the same at the start of the fine stage")
     opacity_threshold_fine_after: float = option(0.005, "the same at the end of densification")
-    pruning_from_iter: int = option(500, "first iteration of pruning, in each stage")
+    pruning_from_iter: int = option(500, "prune after this iteration, in each stage")
     pruning_interval: int = option(100, "iterations between prunings")
     prune_min_gaussians: int = option(200000, "prune only above this count (published: hard-coded)")
     max_gaussians: int = option(
@@ -319,7 +326,9 @@ class ModelEmbParams:
         True, "fade the deltas in over the first 1000 iterations", structural=True
     )
     emb_deform_from_iter: int = option(
-        0, "fade scale, opacity and colour in from this iteration", structural=True
+        0,
+        "with emb_use_anneal, fade scale, opacity and colour in from this iteration",
+        structural=True,
     )
     emb_smooth_weight: float = option(
         0.0, "weight of the local smoothness of embeddings (E-D3DGS: 1.0; MoDE: none)"

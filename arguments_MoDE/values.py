@@ -186,6 +186,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "densification_interval": (1, math.inf),
     "pruning_interval": (1, math.inf),
     "opacity_reset_interval": (1, math.inf),
+    "sh_interval": (1, math.inf),
     "max_gaussians": (1, math.inf),
     "opacity_threshold_coarse": (0, 1),
     "opacity_threshold_fine_init": (0, 1),

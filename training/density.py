@@ -190,7 +190,8 @@ class DensityControl:
     def _prune(self, gaussians: GaussianModel, optimizer: Optimizer, iteration: int) -> int:
         if not self.stats["opacity"].any():  # all steps since the last pruning were left out
             return 0
-        useless = self.stats["opacity"] < self._threshold("opacity", iteration)
+        faint = self.stats["opacity"] < self._threshold("opacity", iteration)
+        useless = faint.clone()
         if self.opacity_was_reset:
             useless |= self.stats["radius"] > self.opt.max_screen_size
             size = gaussians.log_scale.detach().exp().amax(-1)
@@ -198,8 +199,10 @@ class DensityControl:
         source = (~useless).nonzero()[:, 0]
         if len(source) == 0:
             raise UserError(
-                f"every Gaussian fell below the opacity threshold at {self.stage} iteration "
-                f"{iteration}: lower --opacity_threshold_{self.stage}* or the learning rates"
+                f"every Gaussian would be pruned at {self.stage} iteration {iteration}, "
+                f"{int(faint.sum())} of {len(useless)} as too faint, the others as too large: "
+                f"lower --opacity_threshold_{self.stage}* or the learning rates, or raise "
+                f"--max_world_scale, --max_screen_size"
             )
         pruned = len(useless) - len(source)
         if pruned == 0:

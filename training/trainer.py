@@ -37,7 +37,6 @@ from utils.interrupts import DelayedInterrupt
 from utils.metrics import psnr
 
 STAGES = ("coarse", "fine")
-SH_INTERVAL = 1000  # iterations after which one more SH degree is used
 LOG_INTERVAL = 10
 MOST_SKIPPED = 20  # steps in a row that `--nonfinite skip` leaves out
 SUDDEN = 0.5  # share of the Gaussians that one round may add or prune without a warning
@@ -209,7 +208,7 @@ class Trainer:
         iteration = self.progress.iteration + 1
         self.optimizer.set_rates(iteration)
         gaussians = self.model.gaussians
-        if iteration % SH_INTERVAL == 0:
+        if iteration % self.config.opt.sh_interval == 0:
             limit = min(self.config.model.sh_degree, MAX_SH_DEGREE)
             gaussians.active_sh_degree = min(gaussians.active_sh_degree + 1, limit)
         batch = self._next_batch()

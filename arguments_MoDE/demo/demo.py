@@ -18,6 +18,7 @@ OptimizationParams = dict(
     coarse_iterations=300,
     batch_size=2,
     batch_same_time=True,  # one deformation serves the whole batch
+    sh_interval=300,  # the end of the coarse stage; published: 1000, which is the end of this run
     position_lr_max_steps=0,  # all decays end with the run
     weight_lr_max_steps=0,
     embnet_lr_max_steps=0,

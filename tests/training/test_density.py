@@ -204,7 +204,17 @@ def test_pruning_everything_is_an_error_that_says_what_to_do():
     with torch.no_grad():
         gaussians.opacity.fill_(-9.0)
     seen(control, gaussians, [0.0] * 6)
-    with pytest.raises(UserError, match="opacity_threshold"):
+    with pytest.raises(UserError, match="6 of 6 as too faint.*lower --opacity_threshold_fine"):
+        control.step(gaussians, optimizer, 600)
+
+
+def test_pruning_everything_by_its_size_is_told_from_faintness():
+    gaussians, optimizer, control = setup()
+    control.opacity_was_reset = True
+    with torch.no_grad():
+        gaussians.log_scale.fill_(5.0)
+    seen(control, gaussians, [0.0] * 6)
+    with pytest.raises(UserError, match="0 of 6 as too faint, .* raise --max_world_scale"):
         control.step(gaussians, optimizer, 600)
 
 

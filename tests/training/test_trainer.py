@@ -330,3 +330,16 @@ def test_the_regularisers_are_told_the_iteration_that_the_router_has(tmp_path):
         trainer.iterate()
     assert decides == [any("entropy" in name for name in found) for found in seen]
     assert decides.index(True) == 4
+
+
+def test_colours_get_a_degree_more_at_every_interval_of_a_stage(tmp_path):
+    settings = tiny.config(sh_interval=3, coarse_iterations=4, iterations=7, densify_until_iter=0)
+    settings.model.sh_degree = 2
+    trainer = tiny.trainer(tmp_path, settings)
+    degrees = []
+    for _ in range(11):
+        if trainer.progress.stage == "coarse" and trainer.progress.iteration == 4:
+            trainer._end_coarse()
+        trainer.iterate()
+        degrees.append(trainer.model.gaussians.active_sh_degree)
+    assert degrees == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2]
