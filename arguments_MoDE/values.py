@@ -240,6 +240,8 @@ def validate(config: Config, known_experts: Sequence[str] = ()) -> None:
     _check_hash(config)
     if config.model.resolution == 0:
         raise UserError("--resolution is 0; -1 keeps the frames' size, 2 halves it")
+    if config.motion.keyframe_sets and config.motion.keyframe_num < 2:
+        raise UserError("--keyframe_num is 1; with --keyframe_sets it must be at least 2")
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:

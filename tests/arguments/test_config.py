@@ -113,6 +113,13 @@ def test_an_expert_without_a_branch_is_refused():
         validate(config_with(emb_no_coarse_deform=True, emb_no_fine_deform=True))
 
 
+def test_sets_need_two_keyframes_as_a_line_has_two_ends():
+    validate(config_with(keyframe_num=1))
+    validate(config_with(keyframe_num=2, keyframe_sets=True))
+    with pytest.raises(UserError, match="--keyframe_num is 1; with --keyframe_sets"):
+        validate(config_with(keyframe_num=1, keyframe_sets=True))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
