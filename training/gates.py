@@ -85,25 +85,26 @@ def with_legend(pixels: np.ndarray, model: MoDE, attribute: str, time: float) ->
     members = model.router.members[attribute]
     colors = expert_colors(list(model.experts))
     entries = [
-        (colors[name], f"{name} {100 * means[k]:.0f} %")
-        for k, name in enumerate(model.experts)
-        if k in members
+        (colors[name], name, means[k]) for k, name in enumerate(model.experts) if k in members
     ]
     strip = legend(entries, attribute, pixels.shape[1])
     return np.concatenate([pixels, strip])
 
 
 def legend(
-    entries: Sequence[tuple[tuple[int, int, int], str]], title: str, width: int
+    entries: Sequence[tuple[tuple[int, int, int], str, float]], title: str, width: int
 ) -> np.ndarray:
-    """A white strip (h, width, 3) with coloured squares and text, in as many rows as it takes."""
+    """A white strip (h, width, 3) with coloured squares, names and shares of 1 as per cent.
+
+    As many rows as it takes, whatever the shares are: the frames of a video are of one size.
+    """
     font, step = ImageFont.load_default(LEGEND_TEXT), LEGEND_TEXT + 6
     x, row, places = 4 + int(font.getlength(f"{title}:  ")), 0, []
-    for color, text in entries:
-        length = step + int(font.getlength(text)) + 10
+    for color, name, share in entries:
+        length = step + int(font.getlength(f"{name} 100 %")) + 10
         if x + length > width and x > 4:
             x, row = 4, row + 1
-        places.append((x, row * step + 3, color, text))
+        places.append((x, row * step + 3, color, f"{name} {100 * share:.0f} %"))
         x += length
     height = (row + 1) * step + 4
     strip = Image.new("RGB", (width, height + height % 2), "white")  # even, as video wants it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,19 @@ def test_a_narrow_legend_takes_more_rows(scene):
         for width in (600, 120)
     ]
     assert heights[1] > heights[0]
+
+
+@pytest.mark.parametrize("width", range(40, 400, 6))
+def test_the_legend_is_as_high_whatever_the_shares_are(width):
+    router = SimpleNamespace(members={"xyz": (0, 1, 2)})
+    pixels, heights = np.zeros((10, width, 3), np.uint8), set()
+    for shares in ((0.05, 0.95, 0.0), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.88, 0.06, 0.06)):
+        gates = {"xyz": torch.tensor([shares])}
+        model = SimpleNamespace(
+            experts=["hexplane", "hash", "keyframe"], router=router, gates=lambda _, g=gates: g
+        )
+        heights.add(with_legend(pixels, model, "xyz", 0.5).shape[0])
+    assert len(heights) == 1
 
 
 def test_usage_counts_weights_and_changes_of_mind(scene):

@@ -193,7 +193,7 @@ class _Extras:
         pixels = to_pixels(torch.einsum("ehw,ec->chw", gates, colors))
         means = gates.mean((1, 2)).tolist()
         pairs = zip(self.chosen, means, strict=True)
-        entries = [(self.colors[name], f"{name} {100 * mean:.0f} %") for name, mean in pairs]
+        entries = [(self.colors[name], name, mean) for name, mean in pairs]
         return np.concatenate([pixels, legend(entries, "gates", pixels.shape[1])])
 
 
