@@ -21,6 +21,9 @@ from training.moe.files import check_scene, load_moe
 from utils.errors import UserError
 from utils.images import SUFFIXES, check_image, natural_key
 
+# Mean difference, levels of 255: decoders round differently, neighbouring frames differ by more.
+SAME_PICTURE = 0.25
+
 
 def open_run(
     folder: Path, label: str, *, iteration: int, device: str, source_path: str | None, quiet: bool
@@ -227,13 +230,14 @@ def refuse_different_views(sources: Sequence[Source]) -> None:
     """Sources are compared on the same pictures or not at all.
 
     Raises:
-        UserError: names, numbers or sizes of their pictures differ.
+        UserError: names, numbers or sizes of their pictures differ, or the ground truth does.
     """
     first = sources[0]
     for other in sources[1:]:
         mine = {item.name: item.size for item in first.items}
         theirs = {item.name: item.size for item in other.items}
         if mine == theirs:
+            _refuse_different_truth(first, other)
             continue
         odd = next((n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n)), "their order")
         sizes = [s.get(odd) for s in (mine, theirs)]
@@ -242,3 +246,24 @@ def refuse_different_views(sources: Sequence[Source]) -> None:
             f"{first.label} and {other.label} have different test views: {odd} is {shown}; "
             "evaluate them one by one"
         )
+
+
+def _refuse_different_truth(first: Source, other: Source) -> None:
+    """Names say the position in a clip, and not which frames of which scene these are.
+
+    The first two moments of a camera tell clips apart that begin elsewhere or leave out frames.
+    """
+    rows = {item.name: index for index, item in enumerate(other.items)}
+    camera = first.items[0].camera
+    order = sorted(
+        range(len(first.items)),
+        key=lambda i: (first.items[i].camera != camera, first.items[i].moment),
+    )
+    for index in order[:2]:
+        name = first.items[index].name
+        apart = (first.peek(index).float() - other.peek(rows[name]).float()).abs().mean()
+        if apart > SAME_PICTURE:
+            raise UserError(
+                f"{first.label} and {other.label} have different ground truth: {name} is of "
+                "another frame or scene, or over another background; evaluate them one by one"
+            )

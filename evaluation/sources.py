@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from scene import Scene, View
+from scene.frames import VideoFrames
 from training.checkpoint import Run
 from training.evaluation import TOGETHER, ViewRenderer, finite, refuse_unless, together
 from training.moe.files import MoERun
 from training.moe.views import MoEViewRenderer
 from utils.images import read_image
+from utils.video import read_video
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Source(Protocol):
 
     def target(self, index: int) -> Tensor:
         """The ground truth, (H, W, 3) uint8 on the CPU."""
+
+    def peek(self, index: int) -> Tensor:
+        """The same, also before `prepare`: no other frames are decoded for it."""
 
     def mask(self, index: int) -> Tensor | None:
         """The pixels that count, (H, W) bool on the CPU; None: all."""
@@ -150,6 +155,16 @@ class RunSource:
     def target(self, index: int) -> Tensor:
         """See `Source.target`."""
         return self.scene.test[index].image()
+
+    def peek(self, index: int) -> Tensor:
+        """See `Source.peek`."""
+        view = self.scene.test[index]
+        (number, frame), store = view.slot, view.store
+        origin = store.sources[number]
+        if not isinstance(origin, VideoFrames):
+            return view.image()
+        (pixels,) = read_video(origin.path, [origin.indices[frame]], store.sizes[number])
+        return torch.from_numpy(pixels)
 
     def mask(self, index: int) -> Tensor | None:
         """See `Source.mask`."""
@@ -239,6 +254,10 @@ class FolderSource:
     def target(self, index: int) -> Tensor:
         """See `Source.target`."""
         return torch.from_numpy(read_image(self.files[index][1], background=self.backdrop))
+
+    def peek(self, index: int) -> Tensor:
+        """See `Source.peek`."""
+        return self.target(index)
 
     def mask(self, index: int) -> None:
         """None: files have no masks."""

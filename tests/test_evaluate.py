@@ -347,6 +347,21 @@ def test_runs_with_other_views_are_not_compared(capsys, tmp_path, run, source):
     assert "cam00/0000 is 64x48 and 32x24" in fails(capsys, tmp_path, run, other)
 
 
+@pytest.mark.parametrize("flags", [["--start_frame", "1"], ["--frame_step", "2"]], ids=str)
+def test_runs_of_other_frames_are_not_compared(capsys, tmp_path, run, source, flags):
+    other = make_run(source, tmp_path / "other", *TINY, *flags)
+    line = fails(capsys, tmp_path, run, other)
+    name = "cam00/0000" if "--start_frame" in flags else "cam00/0001"
+    assert f"run and other have different ground truth: {name} is of another frame" in line
+    words = ["--skip_train", "--skip_video", "--no-lpips", "--quiet", "--device", "cpu"]
+    for path in (run, other):
+        render_emb.main(["--model_path", str(path), *words])
+    capsys.readouterr()
+    rendered = [path / "test" / "ours_100" for path in (run, other)]
+    assert "different ground truth" in fails(capsys, tmp_path, *rendered)
+    assert go(run, rendered[0], "--out", tmp_path / "out") == 0
+
+
 def test_folders_that_are_not_ours_to_replace(capsys, tmp_path, pictures, run):
     words = (pictures[0], "--gt", pictures[1])
     foreign = tmp_path / "foreign"
