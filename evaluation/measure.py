@@ -13,6 +13,7 @@ first. Besides, of the render as the protocol takes it (rounded or not):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ from tqdm import tqdm
 from evaluation.motion import flicker, moving_mask
 from evaluation.protocols import SSIM_WINDOWS, Protocol
 from evaluation.similarity import MS_SSIM_SMALLEST, ms_ssim, uniform_ssim
-from evaluation.sources import Item, Source
+from evaluation.sources import Item, RunSource, Source
+from scene.frames import ImageFrames
 from training.evaluation import (
     Measures,
     Perceptual,
@@ -384,6 +386,8 @@ def deviations(source: Source, protocol: Protocol, chosen: Sequence[int]) -> lis
     if protocol.size is not None and list(sizes) != [protocol.size]:
         shown = ", ".join(f"{w}x{h}" for w, h in sizes)
         found.append(f"{shown} pixels and not {protocol.size[0]}x{protocol.size[1]}")
+    if isinstance(source, RunSource):
+        found += _left_out(source, protocol) + _other_files(source, protocol, chosen)
     if protocol.background and source.background not in (None, protocol.background):
         found.append("another background than the protocol's")
     if not source.exact and not protocol.eight_bit:
@@ -393,3 +397,38 @@ def deviations(source: Source, protocol: Protocol, chosen: Sequence[int]) -> lis
     if protocol.crop:
         found.append(f"{protocol.crop} pixels of every side are left out")
     return found
+
+
+def _left_out(source: RunSource, protocol: Protocol) -> list[str]:
+    """Which of the protocol's frames and cameras a run's settings leave out."""
+    settings, found = source.settings, []
+    if protocol.first_frame not in (None, settings.start_frame):
+        found.append(f"start_frame {settings.start_frame} and not {protocol.first_frame}")
+    if protocol.frame_count is not None and settings.frame_step != 1:
+        found.append(f"frame_step {settings.frame_step} and not 1")
+    moved = settings.start_frame > 0 or settings.frame_step > 1 or settings.test_cameras
+    if not protocol.by_files or not (moved or 0 < settings.duration <= source.scene.frame_count):
+        return found
+    ours, whole = Counter(item.camera for item in source.items), source.held_out
+    if whole is None:
+        found.append("held-out pictures of a part of the scene")
+    elif settings.test_cameras and set(ours) != set(whole):
+        found.append(f"cameras {', '.join(ours)} and not {', '.join(whole)}")
+    elif ours != whole:
+        found.append(f"{ours.total()} held-out pictures and not the scene's {whole.total()}")
+    return found
+
+
+def _other_files(source: RunSource, protocol: Protocol, chosen: Sequence[int]) -> list[str]:
+    """Whether pictures are resized, or of other files than the protocol's."""
+    found = {}
+    for index in chosen if protocol.by_files else ():
+        (width, height), origin = source.items[index].size, source.origin(index)
+        if protocol.size is None and (width, height) != origin.native:
+            size = f"{origin.native[0]}x{origin.native[1]}"
+            found[f"{width}x{height} pixels and not the files' {size}"] = None
+        if protocol.folder is not None and isinstance(origin, ImageFrames):
+            folder = origin.paths[0].parent
+            if folder != source.scene.source_path / protocol.folder:
+                found[f"pictures of {'/'.join(folder.parts[-2:])} and not {protocol.folder}"] = None
+    return list(found)

@@ -30,8 +30,12 @@ class Protocol:
         cameras: which are held out, in words.
         test_cameras: their names, where all scenes have the same; None: not checked.
         frames: which, in words.
-        frame_count: of each held-out camera; further ones are left out; None: all, not checked.
+        first_frame: of the scene's clip, where all scenes have the same; None: not checked.
+        frame_count: of each held-out camera; further ones are left out; None: all.
         size: (width, height) in pixels; None: that of the files.
+        by_files: whether the held-out pictures are all that the scene's files hold out, and of the
+            files' size where no other is given; else they are as a run has them.
+        folder: of the files, inside the scene's; None: not checked.
         pictures: what is compared, beside size: scale of the files, background.
         background: RGB in [0, 1] behind transparent ground truth; None: there is none.
         eight_bit: whether renders are rounded to 8 bits first, as in a PNG.
@@ -50,8 +54,11 @@ class Protocol:
     cameras: str
     test_cameras: tuple[str, ...] | None
     frames: str
+    first_frame: int | None
     frame_count: int | None
     size: tuple[int, int] | None
+    by_files: bool
+    folder: str | None
     pictures: str
     background: tuple[float, float, float] | None
     eight_bit: bool
@@ -71,8 +78,11 @@ PROTOCOLS = (
         cameras="the first, cam00",
         test_cameras=("cam00",),
         frames="0 to 299",
+        first_frame=0,
         frame_count=300,
         size=(1352, 1014),
+        by_files=False,
+        folder=None,
         pictures="half of 2704x2028",
         background=None,
         eight_bit=False,
@@ -97,8 +107,11 @@ PROTOCOLS = (
         cameras="cam10",
         test_cameras=("cam10",),
         frames="Birthday, Train 151 to 200; Fabien, Theater 51 to 100; Painter 100 to 149",
+        first_frame=None,
         frame_count=50,
         size=(2048, 1088),
+        by_files=False,
+        folder=None,
         pictures="full size",
         background=None,
         eight_bit=False,
@@ -119,8 +132,11 @@ PROTOCOLS = (
         cameras="the other one of the pair (vrig), or pictures between those trained on",
         test_cameras=None,
         frames="val_ids of dataset.json; without any, every fourth from the third",
+        first_frame=None,
         frame_count=None,
         size=None,
+        by_files=True,
+        folder="rgb/2x",
         pictures="rgb/2x, half of the photographs' size",
         background=None,
         eight_bit=True,
@@ -140,8 +156,11 @@ PROTOCOLS = (
         cameras="those of transforms_test.json",
         test_cameras=None,
         frames="all of transforms_test.json",
+        first_frame=None,
         frame_count=None,
         size=(800, 800),
+        by_files=True,
+        folder=None,
         pictures="over white",
         background=(1.0, 1.0, 1.0),
         eight_bit=True,
@@ -161,8 +180,11 @@ PROTOCOLS = (
         cameras="those of test_meta.json",
         test_cameras=None,
         frames="all of test_meta.json",
+        first_frame=None,
         frame_count=None,
         size=None,
+        by_files=True,
+        folder=None,
         pictures="the files' size",
         background=None,
         eight_bit=True,
@@ -181,8 +203,11 @@ PROTOCOLS = (
         cameras="the run's test views",
         test_cameras=None,
         frames="all",
+        first_frame=None,
         frame_count=None,
         size=None,
+        by_files=False,
+        folder=None,
         pictures="as they are",
         background=None,
         eight_bit=False,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from arguments_MoDE.config import ModelParams
 from scene import Scene, View
-from scene.frames import VideoFrames
+from scene.datasets import detect_format
+from scene.frames import FrameSource, VideoFrames
 from training.checkpoint import Run
 from training.evaluation import TOGETHER, ViewRenderer, finite, refuse_unless, together
 from training.moe.files import MoERun
 from training.moe.views import MoEViewRenderer
+from utils.errors import UserError
 from utils.images import read_image
 from utils.video import read_video
 
@@ -129,6 +136,26 @@ class RunSource:
             "training_seconds": self.run.training_seconds,
         }
 
+    @property
+    def settings(self) -> ModelParams:
+        """How the scene is read."""
+        return self.run.config.model
+
+    @cached_property
+    def held_out(self) -> Counter[str] | None:
+        """Camera -> pictures that the scene's files hold out, whatever part of them is used.
+
+        None: the whole scene cannot be read, as when frames that are not used are missing.
+        """
+        root = self.scene.source_path
+        whole = replace(self.settings, start_frame=0, duration=0, frame_step=1, test_cameras=[])
+        try:
+            with redirect_stderr(StringIO()):  # notes, which reading the scene has shown
+                capture = detect_format(root).load(root, whole)
+        except UserError:
+            return None
+        return Counter(shot.camera.name for shot in capture.test)
+
     def prepare(self, chosen: Sequence[int]) -> None:
         """Makes sure that there is room for the frames, and decodes them."""
         views = [self.scene.test[index] for index in chosen]
@@ -158,13 +185,17 @@ class RunSource:
 
     def peek(self, index: int) -> Tensor:
         """See `Source.peek`."""
-        view = self.scene.test[index]
-        (number, frame), store = view.slot, view.store
-        origin = store.sources[number]
+        view, origin = self.scene.test[index], self.origin(index)
         if not isinstance(origin, VideoFrames):
             return view.image()
-        (pixels,) = read_video(origin.path, [origin.indices[frame]], store.sizes[number])
+        size = (view.camera.width, view.camera.height)
+        (pixels,) = read_video(origin.path, [origin.indices[view.slot[1]]], size)
         return torch.from_numpy(pixels)
+
+    def origin(self, index: int) -> FrameSource:
+        """The files that the ground truth of an item is from."""
+        view = self.scene.test[index]
+        return view.store.sources[view.slot[0]]
 
     def mask(self, index: int) -> Tensor | None:
         """See `Source.mask`."""
