@@ -26,7 +26,7 @@ from tqdm import tqdm
 from evaluation.motion import flicker, moving_mask
 from evaluation.protocols import SSIM_WINDOWS, Protocol
 from evaluation.similarity import MS_SSIM_SMALLEST, ms_ssim, uniform_ssim
-from evaluation.sources import Item, RunSource, Source
+from evaluation.sources import FolderSource, Item, RunSource, Source
 from scene.frames import ImageFrames
 from training.evaluation import (
     Measures,
@@ -388,6 +388,8 @@ def deviations(source: Source, protocol: Protocol, chosen: Sequence[int]) -> lis
         found.append(f"{shown} pixels and not {protocol.size[0]}x{protocol.size[1]}")
     if isinstance(source, RunSource):
         found += _left_out(source, protocol) + _other_files(source, protocol, chosen)
+    if isinstance(source, FolderSource) and source.views not in (None, "test"):
+        found.append(f"views of the {source.views} set, which are not held out")
     if protocol.background and source.background not in (None, protocol.background):
         found.append("another background than the protocol's")
     if not source.exact and not protocol.eight_bit:

@@ -17,7 +17,7 @@ from scene import load_scene
 from scene.experts import REGISTRY
 from training.checkpoint import load_run
 from training.launch import choose_device, set_precision
-from training.moe.files import check_scene, load_moe
+from training.moe.files import check_scene, load_moe, read_settings
 from utils.errors import UserError
 from utils.images import SUFFIXES, check_image, natural_key
 
@@ -84,8 +84,28 @@ def open_rendered(folder: Path, label: str, device: str) -> FolderSource:
     if [item.name for item in source.items] != [f"{i:05d}" for i in range(len(names))]:
         raise UserError(f"{folder / 'renders'}: not 00000.png and so on; render the run again")
     source.items = _named(source.items, names)
-    source.facts = {"rendered": str(folder), "iteration": record.get("iteration")}
+    source.views = record.get("set")
+    source.facts = {
+        "rendered": str(folder),
+        "set": source.views,
+        "iteration": record.get("iteration"),
+    }
+    used = record.get("experts_used")
+    if isinstance(used, list):
+        source.facts["experts_used"] = used
+        every = _experts_of(folder.resolve().parent.parent)
+        if used != every:
+            others = f", of {', '.join(every)}" if every else ""
+            source.notes.append(f"rendered with the experts {', '.join(map(str, used))}{others}")
     return source
+
+
+def _experts_of(folder: Path) -> list[str] | None:
+    """The experts of the MoE whose folder this is; None: it is none, or cannot be read."""
+    try:
+        return [member.name for member in read_settings(folder)[1]]
+    except UserError:
+        return None
 
 
 def _record(path: Path) -> dict:

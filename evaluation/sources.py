@@ -254,6 +254,7 @@ class FolderSource:
 
     Attributes:
         files: the render and the ground truth of each item.
+        views: the set of a run's views that they show; None: not known.
         backdrop: colour behind transparent pixels, 0 to 255.
         device: where images are put.
     """
@@ -265,6 +266,7 @@ class FolderSource:
     notes: list[str] = field(default_factory=list)
     backdrop: tuple[int, int, int] = (255, 255, 255)
     device: str = "cpu"
+    views: str | None = None
     exact: bool = field(init=False, default=False)
     kind: str | None = field(init=False, default=None)
     background: tuple[float, float, float] | None = field(init=False, default=None)

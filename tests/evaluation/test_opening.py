@@ -1,4 +1,4 @@
-"""Runs on disk: what of a protocol their settings do not have."""
+"""Runs and rendered sets on disk: what is not as a protocol has it, and what is noted of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import builders
 import pytest
 
+import render_moe
 import tiny_moe
 from evaluation.measure import choose, deviations
-from evaluation.opening import open_run
+from evaluation.opening import open_rendered, open_run
 from evaluation.protocols import find_protocol, protocol_of_kind
-from evaluation.sources import RunSource
+from evaluation.sources import FolderSource, RunSource
 
 N3V = replace(find_protocol("n3v"), size=(24, 16), frame_count=3)
 HALF = "32x24 pixels and not the files' 64x48"
@@ -90,3 +91,37 @@ def test_pictures_of_another_folder_are_not_the_protocols(tmp_path):
     assert told(opened(tmp_path / "run", scene)) == []
     (scene / "rgb" / "2x").rename(scene / "rgb" / "4x")
     assert told(opened(tmp_path / "other", scene)) == ["pictures of rgb/4x and not rgb/2x"]
+
+
+def rendered(folder: Path, scene: Path, *flags: str) -> Path:
+    """A mixture of two experts whose training and test views are rendered."""
+    if not folder.exists():
+        tiny_moe.moe(folder, scene)
+    flags = ("--no-lpips", "--skip_video", "--skip_experts", "--skip_gates", *flags)
+    render_moe.main(["-m", str(folder), *tiny_moe.COMMON, *flags])
+    return folder
+
+
+def set_of(run: Path, name: str) -> FolderSource:
+    return open_rendered(run / name / "ours_4", name, "cpu")
+
+
+def test_a_rendered_training_set_is_not_held_out(tmp_path):
+    run = rendered(tmp_path / "moe", tiny_moe.scene_folder(tmp_path / "scene"))
+    protocol = replace(find_protocol("render"), eight_bit=True)
+    assert told(set_of(run, "test"), protocol) == []
+    assert told(set_of(run, "train"), protocol) == [
+        "views of the train set, which are not held out"
+    ]
+
+
+def test_a_set_that_some_experts_drew_says_which(tmp_path):
+    run = rendered(tmp_path / "moe", tiny_moe.scene_folder(tmp_path / "scene"), "--skip_train")
+    whole = set_of(run, "test")
+    assert whole.notes == [] and whole.facts["experts_used"] == ["hexplane", "polynomial"]
+    rendered(run, tmp_path / "scene", "--skip_train", "--experts", "polynomial")
+    assert set_of(run, "test").notes == [
+        "rendered with the experts polynomial, of hexplane, polynomial"
+    ]
+    (run / "moe.json").unlink()
+    assert set_of(run, "test").notes == ["rendered with the experts polynomial"]
