@@ -6,9 +6,11 @@ first. Besides, of the render as the protocol takes it (rounded or not):
 - ``ssim_uniform7``, ``ssim_uniform7_range2``, ``ms_ssim``: see `evaluation.protocols.SSIMS`.
 - ``psnr_moving``, ``ssim_moving``, ``psnr_still``: of the moving region (`motion.moving_mask`) and
   of the rest; ``moving_share``, that region's part of the pixels that count.
-- ``flicker``, ``flicker_gt``: see `motion.flicker`, of the render and of the ground truth.
+- ``flicker``, ``flicker_gt``: see `motion.flicker`, of the render and of the ground truth, where
+  pixels of both moments count.
 - ``tlpips``: | LPIPS(render, render before) - LPIPS(truth, truth before) |, by the protocol's
-  network and range (Chu et al. 2020, TecoGAN, without the factor of 100 of its tables).
+  network and range (Chu et al. 2020, TecoGAN, without the factor of 100 of its tables); the render
+  has the ground truth where pixels of either moment do not count.
 """
 
 from __future__ import annotations
@@ -154,7 +156,8 @@ class Meter:
         self.every_lpips = every_lpips
         self.neighbours = _neighbours(source.items, self.chosen) if in_time else {}
         self.targets: dict[int, Tensor] = {}
-        self.before: dict[str | None, tuple[int, Tensor, Tensor]] = {}  # shown, moving
+        # Of each clip the last picture: its index, itself, what moves in it and what counts.
+        self.before: dict[str | None, tuple[int, Tensor, Tensor, Tensor]] = {}
         pixels = max(item.size[0] * item.size[1] for item in self.items)
         self.compared = {
             net: {self.chosen[i] for i in self._some(net, len(self.chosen), pixels)}
@@ -256,25 +259,36 @@ class Meter:
             row |= {"psnr_still": quality(shown, target, rest)["psnr"]}
         clip = self.source.items[index].clip
         if before is not None:
-            row |= self._step(index, before, shown, target, rest)
-        self.before[clip] = (index, shown, moving)
+            row |= self._step(index, before, shown, target, moving, counted)
+        self.before[clip] = (index, shown, moving, counted)
         return row
 
     def _step(
-        self, index: int, before: int, shown: Tensor, target: Tensor, rest: Tensor
+        self,
+        index: int,
+        before: int,
+        shown: Tensor,
+        target: Tensor,
+        moving: Tensor,
+        counted: Tensor,
     ) -> Measures:
-        last, shown_before, moving_before = self.before[self.source.items[index].clip]
+        """What changes from the picture before, where pixels of both count."""
+        clip = self.source.items[index].clip
+        last, shown_before, moving_before, counted_before = self.before[clip]
         if last != before:
             raise RuntimeError(f"pictures came out of order: {last} before {index}")
         target_before, row = self._target(before, shown.device), {}
-        still = rest & ~moving_before
+        both = counted & counted_before
+        still = both & ~moving & ~moving_before
         if bool(still.any()):
             row["flicker"] = flicker(shown, shown_before, still)
             row["flicker_gt"] = flicker(target, target_before, still)
-        if index in self.pairs:
+        if index in self.pairs and bool(both.any()):
+            filled = fill_masked(shown, target, both)
+            filled_before = fill_masked(shown_before, target_before, both)
             model, how = self.perceptual.models[self.protocol.lpips_net], self.protocol.lpips_range
             try:
-                ours = model(shown, shown_before, how)
+                ours = model(filled, filled_before, how)
                 row["tlpips"] = (ours - model(target, target_before, how)).abs().reshape(())
             except LpipsUnavailable as reason:
                 self.perceptual.reasons[self.protocol.lpips_net] = str(reason)

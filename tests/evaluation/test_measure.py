@@ -164,6 +164,23 @@ def test_masked_pixels_count_nowhere():
     assert list(measured(Shown(source.shown, source.truth, nothing)).rows.values())[0] == {}
 
 
+def masked(frames: int = 4) -> tuple[Shown, Shown]:
+    """Two clips of one truth that differ where frames 1 and 2 do not count, each elsewhere."""
+    source = clip(frames)
+    masks = [torch.ones(40, 52, dtype=torch.bool) for _ in range(frames)]
+    masks[1][:, 26:] = masks[2][25:] = False
+    spoilt = [image.clone() for image in source.shown]
+    spoilt[1][..., 26:] = spoilt[2][:, 25:] = 0.5
+    return tuple(Shown(shown, source.truth, masks) for shown in (source.shown, spoilt))
+
+
+def test_pixels_that_do_not_count_in_one_frame_do_not_flicker_in_the_next():
+    a, b = (measured(source) for source in masked())
+    assert a.rows == b.rows and a.count("flicker") == 3
+    unmasked = measured(clip())
+    assert a.rows["cam/3"]["flicker"] != unmasked.rows["cam/3"]["flicker"]
+
+
 def test_the_crop_is_left_out_of_everything():
     source = clip()
     cropped = dataclasses.replace(RENDER, crop=4)
@@ -238,6 +255,17 @@ def test_tlpips_is_the_difference_of_two_steps(perceptual):
     assert row["tlpips"] == pytest.approx(model(u, t, "legacy").item(), abs=1e-6)
     perfect = Shown([x.permute(2, 0, 1) / 255 for x in source.truth], source.truth)
     assert measured(perfect, protocol, perceptual).means["tlpips"] < 1e-6
+
+
+def test_pixels_that_do_not_count_in_one_frame_do_not_matter_to_tlpips(perceptual):
+    a, b = (measured(source, perceptual=perceptual, every_lpips=True) for source in masked())
+    assert a.rows == b.rows and a.count("tlpips") == 3
+    source = clip(2)
+    half = torch.zeros(40, 52, dtype=torch.bool)
+    half[20:] = True
+    nowhere = Shown(source.shown, source.truth, [half, ~half])
+    found = measured(nowhere, perceptual=perceptual, every_lpips=True)
+    assert not {"tlpips", "flicker"} & found.means.keys()
 
 
 def test_frames_beyond_the_protocols_are_left_out_and_deviations_are_told():
