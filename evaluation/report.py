@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,9 +253,14 @@ def _remarks(m: Measured) -> list[str]:
     """What a reader has to know before comparing."""
     found = [f"not as the protocol has it: {text}" for text in m.deviations]
     found += [*m.notes, *m.reasons]
-    for title, key in (("LPIPS", m.keys["lpips"]), ("tLPIPS", "tlpips")):
-        if 0 < m.count(key) < len(m.rows) - (key == "tlpips"):
-            found.append(f"{title} is of {m.count(key)} of {len(m.rows)} views, evenly spaced")
+    moments = Counter(item.clip for item in m.items if item.clip is not None)
+    steps = moments.total() - len(moments)
+    for title, key, all_of, what in (
+        ("LPIPS", m.keys["lpips"], len(m.rows), "views"),
+        ("tLPIPS", "tlpips", steps, "steps in time"),
+    ):
+        if 0 < m.count(key) < all_of:
+            found.append(f"{title} is of {m.count(key)} of {all_of} {what}, evenly spaced")
     return found
 
 
