@@ -7,7 +7,9 @@ how the weight is shared, how decided the gates are, and how many Gaussians chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +43,20 @@ LEGEND_TEXT = 12  # pixels
 
 def expert_colors(names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """Expert -> RGB in 0 to 255, different for all of them."""
-    spare = iter(OTHERS * len(names))
+    spare = _spare_colors()
     return {name: PALETTE[name] if name in PALETTE else next(spare) for name in names}
+
+
+def _spare_colors() -> Iterator[tuple[int, int, int]]:
+    """`OTHERS`, then colours of which each is far from the last ones; none comes twice."""
+    yield from OTHERS
+    seen = {*OTHERS, *PALETTE.values()}
+    for k in itertools.count():
+        hue, saturation, value = k * 0.618 % 1, 0.5 + k * 0.755 % 0.5, 0.4 + k * 0.57 % 0.6
+        color = tuple(round(255 * part) for part in hsv_to_rgb(hue, saturation, value))
+        if color not in seen:
+            seen.add(color)
+            yield color
 
 
 def chosen_attributes(model: MoDE, wanted: Sequence[str]) -> list[str]:

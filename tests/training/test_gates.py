@@ -43,9 +43,10 @@ def decide(model, attribute: str, expert: int, knot=slice(None)) -> None:
 
 
 def test_every_expert_has_a_colour_of_its_own():
-    names = [*PALETTE, "new", "newer"]
+    names = [*PALETTE, *(f"new {k}" for k in range(60))]
     colors = expert_colors(names)
     assert len(set(colors.values())) == len(names)
+    assert all(0 <= part <= 255 for color in colors.values() for part in color)
 
 
 @pytest.mark.parametrize("expert", [0, 1])
