@@ -520,12 +520,24 @@ def _clips(views: Sequence[View]) -> dict[str, list[int]]:
         clips[""] = list(range(len(views)))
     cameras = by_camera(views)
     if len(cameras) > 1:
-        clips |= {f"_{_slug(c)}": indices for c, indices in cameras.items() if len(indices) > 1}
+        slugs = _slugs([c for c, indices in cameras.items() if len(indices) > 1])
+        clips |= {f"_{slug}": cameras[c] for c, slug in slugs.items()}
     return clips
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def _slugs(names: Sequence[str]) -> dict[str, str]:
+    """Name -> what a file may be called after it, different for all; plain names are kept."""
+    plain = {n: "".join(c if c.isalnum() or c in "-_." else "_" for c in n) for n in names}
+    taken = {n for n in names if plain[n] == n}
+    slugs = {}
+    for name in names:
+        slug, number = plain[name], 1
+        while slug in taken and slug != name:
+            number += 1
+            slug = f"{plain[name]}-{number}"
+        taken.add(slug)
+        slugs[name] = slug
+    return slugs
 
 
 # ---- what all sets measured ---------------------------------------------------------------------

@@ -132,6 +132,17 @@ def test_camera_names_cannot_leave_the_folder(run):
     assert (out / "video_rgb_.._.._evil.mp4").is_file()
 
 
+def test_cameras_of_like_names_have_a_video_each(run):
+    scene = fake_scene()
+    names = ("cam 1", "cam/1", "cam_1", "cam_1-2")
+    for frames, name in enumerate(names, 2):
+        scene.test += clip(name, 1, frames)
+    _go(run, scene, sets=("test",))
+    out = run.model_path / "test" / "ours_30"
+    files = ("cam_1-3", "cam_1-4", "cam_1", "cam_1-2")
+    assert [probe_video(out / f"video_rgb_{file}.mp4").frames for file in files] == [2, 3, 4, 5]
+
+
 def test_the_runs_metrics_collect_the_sets_and_prefer_the_test_set(run, monkeypatch):
     _go(run, sets=("train", "video"))
     collected = _load(run.model_path / "metrics.json")
