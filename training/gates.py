@@ -65,9 +65,11 @@ def chosen_attributes(model: MoDE, wanted: Sequence[str]) -> list[str]:
     Raises:
         UserError: the run routes nothing, or not what is wanted.
     """
-    routed = list(model.router.members)
+    routed = list(model.router.learned)
     if not routed:
-        raise UserError("--gate_viz: this run has no router (one expert, or nothing is mixed)")
+        raise UserError(
+            "--gate_viz: this run has no router (one expert, nothing is mixed, or --gate sum)"
+        )
     unknown = [name for name in wanted if name not in routed]
     if unknown:
         raise UserError(

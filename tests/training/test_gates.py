@@ -27,8 +27,9 @@ def scene():
     return tiny.scene()
 
 
-def model_of(scene, *experts: str):
+def model_of(scene, *experts: str, gate: str = "softmax"):
     config = tiny.config()
+    config.hidden.gate = gate
     config.hidden.experts = list(experts)
     model = build_model(scene, config).eval()
     for name in model.gaussians.names:
@@ -129,6 +130,12 @@ def test_the_table_has_a_row_per_attribute_and_group(scene):
 def test_a_run_without_a_router_has_no_gates(scene):
     with pytest.raises(UserError, match="no router"):
         chosen_attributes(model_of(scene, "hexplane"), [])
+
+
+@pytest.mark.parametrize("wanted", [[], ["xyz"]], ids=str)
+def test_deltas_that_are_added_up_have_no_gates(scene, wanted):
+    with pytest.raises(UserError, match="no router .* --gate sum"):
+        chosen_attributes(model_of(scene, "hexplane", "embedding", gate="sum"), wanted)
 
 
 def test_an_attribute_that_is_not_routed_is_refused_by_name(scene):
