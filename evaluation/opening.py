@@ -17,7 +17,7 @@ from scene import load_scene
 from scene.experts import REGISTRY
 from training.checkpoint import load_run
 from training.launch import choose_device, set_precision
-from training.moe.files import check_scene, load_moe, read_settings
+from training.moe.files import check_scene, device_of, load_moe, read_settings
 from utils.errors import UserError
 from utils.images import SUFFIXES, check_image, natural_key
 
@@ -51,7 +51,7 @@ def _open_moe(
     folder: Path, label: str, iteration: int, device: str, source_path: str | None, quiet: bool
 ) -> MoESource:
     run = load_moe(folder, iteration)
-    run.model.to(choose_device(device, run.config, quiet=quiet))
+    run.model.to(device_of(device, run.runs, quiet=quiet))
     set_precision(run.config)
     settings = run.config.model
     settings.source_path = str(Path(source_path or settings.source_path).expanduser().absolute())

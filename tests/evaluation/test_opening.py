@@ -11,10 +11,12 @@ import pytest
 
 import render_moe
 import tiny_moe
+from evaluation import opening
 from evaluation.measure import choose, deviations
 from evaluation.opening import open_rendered, open_run
 from evaluation.protocols import find_protocol, protocol_of_kind
 from evaluation.sources import FolderSource, RunSource
+from training.moe import files
 
 N3V = replace(find_protocol("n3v"), size=(24, 16), frame_count=3)
 HALF = "32x24 pixels and not the files' 64x48"
@@ -125,3 +127,14 @@ def test_a_set_that_some_experts_drew_says_which(tmp_path):
     ]
     (run / "moe.json").unlink()
     assert set_of(run, "test").notes == ["rendered with the experts polynomial"]
+
+
+def test_a_mixture_is_on_a_device_that_all_of_its_experts_can_use(tmp_path, monkeypatch):
+    def choose(name: str, config, *, quiet: bool = False) -> str:
+        return "meta" if config.hidden.experts == ["hexplane"] else "cpu"
+
+    for module in (opening, files):
+        monkeypatch.setattr(module, "choose_device", choose)
+    made = tiny_moe.moe(tmp_path / "moe", tiny_moe.scene_folder(tmp_path / "scene"))
+    how = {"iteration": -1, "device": "auto", "source_path": None, "quiet": True}
+    assert open_run(made, "moe", **how).device.type == "cpu"
