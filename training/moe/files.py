@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import nn
 
 from arguments_MoDE.config import Config
 from arguments_MoDE.moe import RouterParams, as_dict, router_params
-from scene import Scene
+from scene import Scene, load_scene
 from training.checkpoint import Run, load_run, model_folder, read_versioned, saving
 from training.launch import choose_device
 from training.moe.model import MoEGS
@@ -44,15 +44,18 @@ _NAMES = re.compile(r"[A-Za-z0-9_+-]{1,60}")
 # Settings that all experts of a MoE share: they say which pictures they were trained on.
 SAME_SCENE = (
     "source_path",
+    "images",
     "resolution",
     "start_frame",
     "duration",
     "frame_step",
     "time_convention",
-    "test_cameras",
     "white_background",
     "near_plane",
+    "test_cameras",
+    "llffhold",
 )
+HELD_OUT = ("test_cameras", "llffhold")  # these may differ where the same views are left
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,16 @@ def load_experts(folders: Mapping[str, Path], device: str) -> dict[str, Run]:
 
 
 def check_same_scene(runs: Mapping[str, Run]) -> None:
-    """UserError where experts were trained on different pictures; it names both and the setting."""
+    """UserError where experts were trained on different pictures; it names both and the setting.
+
+    The scene is read where settings differ that may hold out the same views.
+    """
     (first, reference), *others = runs.items()
     for name, run in others:
         for key in SAME_SCENE:
             one, other = getattr(reference.config.model, key), getattr(run.config.model, key)
-            if _comparable(key, one) != _comparable(key, other):
+            same = _comparable(key, one) == _comparable(key, other)
+            if not same and not (key in HELD_OUT and _views(reference) == _views(run)):
                 raise UserError(
                     f"expert {name}: {key} was {brief(repr(other))}, but {brief(repr(one))} for "
                     f"expert {first}; a MoE blends experts of one scene, read alike"
@@ -190,6 +197,12 @@ def check_same_scene(runs: Mapping[str, Run]) -> None:
                     f"expert {name}: trained on {theirs[key]} {key}, expert {first} on "
                     f"{ours[key]}; a MoE blends experts of one scene"
                 )
+
+
+def _views(run: Run) -> set[str]:
+    """The names of the views that ``run`` was trained on."""
+    model = replace(run.config.model, model_path="", cache="ram")  # nothing is written
+    return {view.name for view in load_scene(model).train}
 
 
 def _trained_on(run: Run) -> dict[str, int]:
@@ -232,6 +245,8 @@ def check_untouched(folder: Path, run: MoERun) -> None:
 
 
 def _comparable(key: str, value: Any) -> Any:
+    if key == "images":
+        return os.path.normpath(value)
     return os.path.realpath(value) if key == "source_path" else value
 
 

@@ -10,7 +10,9 @@ import struct
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -192,6 +194,7 @@ def test_a_router_of_other_experts_is_refused(copy, source, tmp_path):
 
 
 CHANGES = {
+    "images": "photos",
     "resolution": 2,
     "start_frame": 1,
     "duration": 2,
@@ -213,6 +216,31 @@ def test_experts_of_different_pictures_are_refused_by_name(copy, key):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"expert {NAMES[1]}: {key} was .*for expert {NAMES[0]}"):
         load_experts(named_folders([], copy), "cpu")
+
+
+def test_an_expert_that_was_trained_on_what_another_held_out_is_refused(tmp_path):
+    """Photos of a camera that moves: every fourth is held out, or none."""
+    photos = tmp_path / "scene"
+    builders.colmap_scene(photos)
+    for name, every in zip(NAMES, (4, 0), strict=True):
+        model = SimpleNamespace(llffhold=every)
+        tiny_moe.expert(tmp_path / "experts" / name, photos, name, model=model)
+    with pytest.raises(UserError, match=f"{NAMES[1]}: llffhold was 0, but 4 for .*{NAMES[0]}"):
+        load_experts(named_folders([], tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    "same", [{"test_cameras": ["cam00"]}, {"test_cameras": ["0"]}, {"llffhold": 3}]
+)
+def test_experts_whose_settings_hold_out_the_same_views_are_not_refused(copy, same):
+    """The camera that is held out by default is named, or there are no photos to hold out."""
+    path = copy / "experts" / NAMES[1] / "config.json"
+    config = json.loads(path.read_text())
+    config["ModelParams"].update(same)
+    path.write_text(json.dumps(config))
+    before = files_in(copy)
+    assert list(load_experts(named_folders([], copy), "cpu")) == [*NAMES]
+    assert files_in(copy) == before
 
 
 @pytest.mark.parametrize("key, count", [("frames", 7), ("cameras", 9)])
