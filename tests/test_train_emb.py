@@ -74,7 +74,9 @@ def test_a_run_folder_in_use_is_not_overwritten_unasked(copy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli(lambda _: train(copy, out, "--feature_lr", "0.1", "--resume"))
     assert "feature_lr is 0.1" in capsys.readouterr().err
+    (out / "gates.json").write_text("{}")  # of rendering
     assert train(copy, out, "--feature_lr", "0.1", "--overwrite") == 0
+    assert not (out / "gates.json").exists()
 
 
 def test_an_unfinished_run_is_resumed_to_the_same_model(copy, tmp_path):

@@ -300,14 +300,21 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"--expname {folder}: no permission to write to {existing}")
 
 
+def clear_rendered(folder: Path) -> None:
+    """Removes what rendering left in a run folder: it is not of what replaces the run."""
+    for rendered in folder.glob("*/ours_*"):
+        if rendered.parent.name in ("train", "test", "video"):
+            shutil.rmtree(rendered, ignore_errors=True)
+    for name in ("metrics.json", "gates.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _clear(folder: Path) -> None:
     """Removes what runs write to their folder, and nothing else."""
     for name in FOLDERS:
         remove_folder(folder / name)
-    for rendered in folder.glob("*/ours_*"):
-        if rendered.parent.name in ("train", "test", "video"):
-            shutil.rmtree(rendered, ignore_errors=True)
-    for name in ("metrics.json", "metrics.jsonl", "config.json"):
+    clear_rendered(folder)
+    for name in ("metrics.jsonl", "config.json"):
         (folder / name).unlink(missing_ok=True)
 
 

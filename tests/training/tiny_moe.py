@@ -138,6 +138,15 @@ def router_trainer(
     return RouterTrainer(model, world or tiny.scene(), arguments, report, "cpu")
 
 
+def pretend_rendered(folder: Path, iteration: int) -> Path:
+    """Writes what rendering leaves, and a file of somebody else; returns ``folder``."""
+    for path in ("metrics.json", "gates.json", f"test/ours_{iteration}/metrics.json"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text('{"psnr": 99.0}')
+    (folder / "test" / "notes.txt").write_text("mine")
+    return folder
+
+
 def files_in(folder: Path) -> dict[str, bytes]:
     """Relative path -> content of everything in ``folder``."""
     return {

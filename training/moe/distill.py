@@ -35,7 +35,13 @@ from training.checkpoint import (
     restored,
     saved_iterations,
 )
-from training.launch import check_apart, check_writable, is_run, set_precision
+from training.launch import (
+    check_apart,
+    check_writable,
+    clear_rendered,
+    is_run,
+    set_precision,
+)
 from training.losses import photometric, to_float
 from training.moe.files import (
     Member,
@@ -248,6 +254,8 @@ def _trainer(
     state = load_state(checkpoint) if checkpoint else None
     make_folder(folder)
     held.enter_context(sole_user(folder))
+    if arguments.overwrite:
+        clear_rendered(folder)
     if state is None:
         _clear(folder)
     done = None if state is None else restored(Progress, state[1]["progress"]).iteration

@@ -41,6 +41,7 @@ from training.evaluation import evaluate_views, evenly_spaced, measure_fps
 from training.launch import (
     check_apart,
     check_writable,
+    clear_rendered,
     is_run,
     set_precision,
 )
@@ -274,6 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as held:
         make_folder(folder)
         held.enter_context(sole_user(folder))
+        if arguments.overwrite:
+            clear_rendered(folder)
         if checkpoint is None:
             _clear(folder)
         sums = Importance(run, scene, arguments, device)

@@ -33,7 +33,13 @@ from training.checkpoint import (
     save_state,
 )
 from training.evaluation import evaluate_views, together
-from training.launch import check_apart, check_writable, is_run, set_precision
+from training.launch import (
+    check_apart,
+    check_writable,
+    clear_rendered,
+    is_run,
+    set_precision,
+)
 from training.losses import CameraColors, photometric
 from training.moe.files import (
     Member,
@@ -399,6 +405,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as held:
         make_folder(folder)
         held.enter_context(sole_user(folder))
+        if arguments.overwrite:
+            clear_rendered(folder)
         if arguments.overwrite or checkpoint is None:
             _clear(folder)
         done = None if state is None else restored(Progress, state[1]["progress"]).iteration

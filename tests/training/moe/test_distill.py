@@ -16,7 +16,7 @@ import tiny_moe
 import train_moe
 from arguments_MoDE.moe import DistillArguments
 from scene import load_scene
-from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe
+from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe, pretend_rendered
 from training.checkpoint import checkpoints, load_run, load_state, saved_iterations
 from training.moe.distill import (
     FADED,
@@ -26,6 +26,7 @@ from training.moe.distill import (
     student_of,
 )
 from training.moe.files import load_moe
+from training.rendering import collect
 from training.reports import Report
 from training.schedules import rate_at
 from training.trainer import Plan
@@ -307,6 +308,15 @@ def test_other_settings_are_neither_done_already_nor_continued(made, source, tmp
     assert model_file(stopped) == model_file(done)
     assert command(made, done, "--distill_lambda", "0.25", "--overwrite") == 0
     assert model_file(stopped) != model_file(done)
+
+
+def test_pictures_of_the_run_that_is_overwritten_are_not_taken_for_the_new_ones(made, tmp_path):
+    out = tmp_path / "out"
+    command(made, out)
+    pretend_rendered(out, ITERATION + STEPS)
+    assert command(made, out, "--distill_lambda", "0.25", "--overwrite") == 0
+    assert collect(out, ITERATION + STEPS)["sets"] == {} and not (out / "gates.json").exists()
+    assert (out / "test" / "notes.txt").exists()
 
 
 def test_misuse_is_one_line_and_leaves_nothing(made, source, tmp_path, capsys):

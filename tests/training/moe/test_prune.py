@@ -19,13 +19,24 @@ from diff_gaussian_rasterization import reference
 from gaussian_renderer import _camera_arguments
 from scene import load_scene
 from scene.pixel_router import TIME, WEIGHT, gates_of
-from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, mixture, moe, scatter
+from tiny_moe import (
+    COMMON,
+    ITERATION,
+    NAMES,
+    fails,
+    files_in,
+    mixture,
+    moe,
+    pretend_rendered,
+    scatter,
+)
 from training.checkpoint import load_run
 from training.evaluation import ViewRenderer
 from training.moe import prune as prune_module
 from training.moe.files import load_moe, read_settings
 from training.moe.model import MoEGS
 from training.moe.prune import Importance, gate_importance, keep_rows, kept_rows
+from training.rendering import collect
 from utils.interrupts import Interrupted
 
 WHITE = torch.ones(3)
@@ -350,6 +361,15 @@ def test_a_pruned_moe_is_overwritten_when_asked(made, tmp_path, capsys):
     assert command(made, out, "--share", "0.6", "--overwrite") == 0
     left = json.loads((out / "prune.json").read_text())["after"]["gaussians"]
     assert {n: len(e.gaussians) for n, e in load_moe(out).model.experts.items()} == left
+
+
+def test_pictures_of_the_moe_that_is_overwritten_are_not_taken_for_the_new_ones(made, tmp_path):
+    out = tmp_path / "out"
+    command(made, out, "--share", "0.2")
+    pretend_rendered(out, 4)
+    assert command(made, out, "--share", "0.6", "--overwrite") == 0
+    assert collect(out, 4)["sets"] == {} and not (out / "gates.json").exists()
+    assert (out / "test" / "notes.txt").exists()
 
 
 def test_a_moved_scene_is_said_of_all_experts(made, source, tmp_path):

@@ -17,7 +17,16 @@ import tiny_moe
 import train_moe
 from arguments_MoDE.config import RouterParams
 from gaussian_renderer import render
-from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, mixture, router_trainer
+from tiny_moe import (
+    COMMON,
+    ITERATION,
+    NAMES,
+    fails,
+    files_in,
+    mixture,
+    pretend_rendered,
+    router_trainer,
+)
 from training.checkpoint import checkpoints, load_state
 from training.evaluation import evaluate_views
 from training.moe import router as router_module
@@ -33,6 +42,7 @@ from training.moe.files import (
 from training.moe.model import MoEGS
 from training.moe.router import RouterTrainer
 from training.moe.views import MoEViewRenderer
+from training.rendering import collect
 from utils.errors import UserError
 from utils.interrupts import Interrupted
 from utils.metrics import to_8bit
@@ -372,6 +382,17 @@ def test_a_complete_router_is_left_alone(pair, tmp_path, capsys):
         files_in(out)["router/iteration_6/router.safetensors"]
         != (before["router/iteration_6/router.safetensors"])
     )
+
+
+def test_pictures_of_the_router_that_is_overwritten_are_not_taken_for_the_new_ones(pair, tmp_path):
+    out = tmp_path / "out"
+    command(out, pair)
+    pretend_rendered(out, 6)
+    pretend_rendered(out / "experts" / NAMES[0], ITERATION)  # of a run of its own
+    assert command(out, pair, "--overwrite", "--router_seed", "3") == 0
+    assert collect(out, 6)["sets"] == {} and not (out / "gates.json").exists()
+    assert not (out / "metrics.json").exists() and (out / "test" / "notes.txt").exists()
+    assert list(collect(out / "experts" / NAMES[0], ITERATION)["sets"]) == ["test"]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
