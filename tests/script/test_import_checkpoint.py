@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import published
+import render_moe
 import tiny
 import tiny_moe
 import train_moe
@@ -22,6 +23,7 @@ from script.import_checkpoint import main
 from script.importing.listing import Inventory, Listing
 from script.importing.networks import encoder, kernel_resolutions
 from training.checkpoint import Run, load_run
+from training.moe import prune
 from training.moe.files import load_moe
 from training.rendering import render_sets
 from utils.errors import UserError
@@ -217,6 +219,44 @@ def test_an_imported_run_and_one_of_ours_are_mixed(tmp_path, write, first):
     assert list(load_moe(out).runs) == names
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     assert any(row["event"] == "evaluate" and 0 < row["psnr"] < 60 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Path:
+    """A MoE of an imported run, ``theirs``, and one of ours."""
+    folder = tmp_path_factory.mktemp("mixture")
+    scene = tiny_moe.scene_folder(folder / "scene")
+    published.write_4dgs(folder / "theirs")
+    run = imported(folder / "theirs", "--source_path", str(scene))
+    own = tiny_moe.expert(folder / "own", scene, "polynomial", model=run.config.model)
+    line = ["router", "--expname", str(folder / "moe"), "--router_iterations", "2"]
+    experts = ["--experts", f"theirs={folder / 'ours'}", f"own={own}"]
+    train_moe.main([*line, *experts, *tiny_moe.COMMON])
+    return folder / "moe"
+
+
+def test_a_mixture_with_an_imported_run_can_be_pruned_drawn_and_trained_again(
+    mixture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prune, "measure_fps", lambda *_, **__: (12.5, 3))  # quickly
+    half, again = tmp_path / "half", tmp_path / "again"
+    line = ["prune", "--moe", str(mixture), "--expname", str(half), "--share", "0.3"]
+    train_moe.main([*line, *tiny_moe.COMMON])
+    line = ["--no-lpips", "--skip_video", "--skip_train", "--skip_experts", "--skip_gates"]
+    assert render_moe.main(["-m", str(half), *line, *tiny_moe.COMMON]) == 0
+    experts = [f"{name}={half / 'experts' / name}" for name in ("theirs", "own")]
+    line = ["router", "--expname", str(again), "--start_router", str(half), "--experts", *experts]
+    assert train_moe.main([*line, "--router_iterations", "2", *tiny_moe.COMMON]) == 0
+
+
+def test_an_imported_run_is_not_distilled(mixture, tmp_path, capsys):
+    line = ["distill", "--moe", str(mixture), "--expert", "theirs", *tiny_moe.COMMON]
+    line += ["--expname", str(tmp_path / "out")]
+    theirs = str(mixture.parent / "ours")
+    for more, named in (([], "--expert theirs"), (["--student", theirs], f"--student {theirs}")):
+        said = tiny_moe.fails(capsys, lambda m=more: train_moe.main([*line, *m]))
+        assert f"{named}: {theirs} is imported, and what is imported cannot be trained" in said
+    assert not (tmp_path / "out").exists()
 
 
 # ---- rows of hash grids -------------------------------------------------------------------------

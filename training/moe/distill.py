@@ -50,6 +50,7 @@ from training.moe.files import (
     check_scene,
     check_untouched,
     device_of,
+    is_imported,
     load_moe,
     router_folder,
 )
@@ -174,12 +175,14 @@ def student_of(teacher: MoERun, arguments: DistillArguments) -> Run:
     """What learns, as it is now: the MoE's expert, or the run that ``--student`` names.
 
     Raises:
-        UserError: ``--student`` is of other pictures, or of another kind of model.
+        UserError: it is imported, or ``--student`` is of other pictures or another kind of model.
     """
     own = teacher.runs[arguments.expert]
     if not arguments.student:
+        _refuse_imported(own, f"--expert {arguments.expert}")
         return load_run(own.model_path, own.iteration)
     run = load_run(arguments.student)
+    _refuse_imported(run, f"--student {arguments.student}")
     check_same_scene({arguments.expert: own, f"--student {arguments.student}": run})
     ours, theirs = own.config.hidden.experts, run.config.hidden.experts
     if ours != theirs:
@@ -188,6 +191,14 @@ def student_of(teacher: MoERun, arguments: DistillArguments) -> Run:
             f"{arguments.expert} is {' + '.join(ours)}"
         )
     return run
+
+
+def _refuse_imported(run: Run, where: str) -> None:
+    if is_imported(run):
+        raise UserError(
+            f"{where}: {run.model_path} is imported, and what is imported cannot be trained "
+            f"further; distil an expert that was trained here"
+        )
 
 
 def distilled_config(run: Run, arguments: DistillArguments) -> Config:

@@ -39,6 +39,7 @@ from utils.verify import check_file, digest, read_sealed, write_sealed
 
 FORMAT = 1
 FILE = "router.safetensors"
+IMPORT = "import.json"  # in runs that are imported, and in what pruning leaves of them
 MOST_ITERATIONS, LONGEST_PATH = 10**9, 4096
 _NAMES = re.compile(r"[A-Za-z0-9_+-]{1,60}")
 # Settings that all experts of a MoE share: they say which pictures they were trained on.
@@ -210,9 +211,14 @@ def _trained_on(run: Run) -> dict[str, int]:
 
     Empty if it is imported: published runs have tables of fixed sizes and say the most frames only.
     """
-    if (run.model_path / "import.json").is_file():
+    if is_imported(run):
         return {}
     return {"frames": run.model.facts.frames, "cameras": run.model.facts.cameras}
+
+
+def is_imported(run: Run) -> bool:
+    """Whether ``run`` was trained elsewhere, by a published program."""
+    return (run.model_path / IMPORT).is_file()
 
 
 def device_of(name: str, runs: Mapping[str, Run], *, quiet: bool = False) -> str:

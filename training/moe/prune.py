@@ -46,12 +46,14 @@ from training.launch import (
     set_precision,
 )
 from training.moe.files import (
+    IMPORT,
     Member,
     MoERun,
     check_scene,
     check_untouched,
     device_of,
     folder_bytes,
+    is_imported,
     load_moe,
     router_folder,
     save_router,
@@ -62,7 +64,7 @@ from training.moe.views import MoEViewRenderer
 from utils.errors import UserError
 from utils.files import make_folder, remove_folder, sole_user, write_json
 from utils.interrupts import DelayedInterrupt
-from utils.verify import digest
+from utils.verify import digest, plain_file
 
 PROG = "train_moe.py prune"
 DESCRIPTION = "Remove the Gaussians of a MoE's experts that its gates do not depend on."
@@ -358,6 +360,8 @@ def _prune(
         save_model(run.model.experts[name], place, part.iteration, part.training_seconds)
         part.config.model.model_path = str(place)
         save_config(part.config, place / "config.json")
+        if is_imported(part):
+            shutil.copyfile(plain_file(part.model_path / IMPORT), place / IMPORT)
         part.model_path = place
         members.append(Member.of(name, part))
     save_router(run.model, folder, run.iteration, run.training_seconds)
