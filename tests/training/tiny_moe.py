@@ -84,9 +84,9 @@ def experts(folder: Path, source: Path, names=NAMES, **how) -> Path:
     return folder
 
 
-def moe(folder: Path, source: Path, names=NAMES, *, seed: int = 5, **params) -> Path:
+def moe(folder: Path, source: Path, names=NAMES, *, seed: int = 5, opt=None, **params) -> Path:
     """Writes experts and a router of random weights; returns ``folder``."""
-    experts(folder, source, names)
+    experts(folder, source, names, opt=opt or {})
     settings = RouterParams(router_iterations=4, temperature_final=0.5, **params)
     runs = load_experts({name: folder / "experts" / name for name in names}, "cpu")
     model = build(runs, settings)

@@ -106,20 +106,27 @@ def distillation_loss(
 class FadingOptimizer(Optimizer):
     """Goes on with the rates that training ended with, and fades them out log-linearly.
 
-    Some of an expert's rates are constant; with them the expert would only jitter.
+    Decays that end with the stage have ended: they are those of the student's own training, not of
+    the longer stage. Other rates are constant; with them the expert would only jitter.
     """
 
     def __init__(
-        self, groups: list[ParameterGroup], stage_length: int, begin: int, scale: float
+        self, groups: list[ParameterGroup], trained: int, span: tuple[int, int], scale: float
     ) -> None:
-        """Scales all rates, from ``scale`` at ``begin`` to `FADED` of that at the stage's end."""
-        super().__init__(groups, stage_length)
-        self.begin, self.scale = begin, scale
+        """Scales all rates, from ``scale`` at the begin of ``span`` to `FADED` of that at its end.
+
+        Args:
+            trained: length of the stage that the student was trained in.
+            span: iterations at which distillation begins and ends.
+        """
+        super().__init__(groups, trained)
+        self.span, self.scale = span, scale
 
     def set_rates(self, iteration: int) -> None:
         """See `Optimizer.set_rates`."""
         super().set_rates(iteration)
-        share = (iteration - self.begin) / max(self.stage_length - self.begin, 1)
+        begin, end = self.span
+        share = (iteration - begin) / max(end - begin, 1)
         for group in self.adam.param_groups:
             group["lr"] *= self.scale * FADED ** min(max(share, 0.0), 1.0)
 
@@ -140,6 +147,7 @@ class DistillTrainer(Trainer):
     ) -> None:
         """``config`` is `distilled_config`; nothing is trained yet."""
         self.arguments, self.begin = arguments, student.iteration
+        self.trained = student.config.opt.iterations
         self.index = list(teacher.runs).index(arguments.expert)
         super().__init__(student.model, scene, config, plan, report, device)
         self.teacher = MoEViewRenderer(teacher.model.to(device), scene, teacher.params)
@@ -147,7 +155,8 @@ class DistillTrainer(Trainer):
         self.progress = Progress("fine", student.iteration)
 
     def _optimizer(self, groups: list[ParameterGroup], length: int) -> Optimizer:
-        return FadingOptimizer(groups, length, self.begin, self.arguments.distill_lr_scale)
+        span = self.begin, length
+        return FadingOptimizer(groups, self.trained, span, self.arguments.distill_lr_scale)
 
     def _loss_terms(self, shots: list[Shot], iteration: int) -> dict[str, Tensor]:
         """Those of `distillation_loss`, and the expert's own regularisers."""

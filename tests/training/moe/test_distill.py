@@ -161,13 +161,35 @@ def test_learning_rates_are_scaled_and_fade_out(made, tmp_path):
     assert rates[0].keys() == rates[1].keys() and len(rates[0]) > 5
     for name, rate in rates[0].items():
         assert rates[1][name] == pytest.approx(0.1 * rate, rel=1e-6)
-    xyz = whole.optimizer.rates["gaussians.xyz"]
-    ended = rate_at(xyz, ITERATION + 1, ITERATION + STEPS)
-    assert rates[0]["gaussians.xyz"] == pytest.approx(ended * FADED ** (1 / STEPS))
     for _ in range(STEPS - 1):
         whole.iterate()
     last = {g["name"]: g["lr"] for g in whole.optimizer.adam.param_groups}
     assert last["gaussians.opacity"] == pytest.approx(FADED * whole.config.opt.opacity_lr)
+
+
+@pytest.mark.parametrize("steps", [0, 3 * ITERATION], ids=["decays end with the run", "or later"])
+def test_learning_rates_go_on_from_those_that_training_ended_with(source, tmp_path, steps):
+    """A run that is longer now has no say in decays that were over."""
+    made = moe(tmp_path / "moe", source, opt={"position_lr_max_steps": steps})
+    trainer = trainer_of(tmp_path / "out", made, NAMES[0], distill_lr_scale=1.0)
+    decays = {n: r for n, r in trainer.optimizer.rates.items() if r.final is not None}
+    assert {"gaussians.xyz", "hexplane.grid"} <= decays.keys()
+    for step in range(1, STEPS + 1):
+        trainer.iterate()
+        found = {g["name"]: g["lr"] for g in trainer.optimizer.adam.param_groups}
+        for name, rate in decays.items():
+            plain = rate_at(rate, ITERATION + step if steps else ITERATION, ITERATION)
+            assert found[name] == pytest.approx(plain * FADED ** (step / STEPS)), name
+
+
+def test_a_student_that_was_distilled_before_goes_on_from_its_own_end(source, tmp_path):
+    made = moe(tmp_path / "moe", source, opt={"position_lr_max_steps": 0})
+    command(made, tmp_path / "once", expert=NAMES[0])
+    trainer = trainer_of(tmp_path / "out", made, NAMES[0], student=str(tmp_path / "once"))
+    xyz = trainer.optimizer.rates["gaussians.xyz"]
+    trainer.iterate()
+    first = {g["name"]: g["lr"] for g in trainer.optimizer.adam.param_groups}["gaussians.xyz"]
+    assert first == pytest.approx(3 * xyz.final * FADED ** (1 / STEPS))
 
 
 def test_its_size_stays_and_so_does_the_teacher(made, tmp_path):
