@@ -5,6 +5,7 @@ Made as those of MoDE are: dataclasses are the one source for flags and for what
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -224,7 +225,9 @@ def _with_moe(values: dict[str, Any]) -> dict[str, Any]:
     moe = Path(values["moe"]).expanduser()
     if moe.resolve() == values["model_path"].resolve():
         raise UserError(f"--expname {moe} is the MoE itself: give another folder to write to")
-    return values | {"moe": str(moe)}
+    source = values["source_path"]  # saved: whole, so that it is found from every folder
+    source = os.path.abspath(os.path.expanduser(source)) if source else source
+    return values | {"moe": str(moe), "source_path": source}
 
 
 def parse_moe_rendering(

@@ -49,6 +49,16 @@ def rendering(*flags: str) -> MoERenderingArguments:
     return parse_moe_rendering([*flags], "render_moe.py", "Renders.")
 
 
+def test_where_the_scene_is_now_is_kept_as_a_whole_path():
+    """What is pruned or distilled saves it."""
+    for parse, more in ((prune, []), (distill, ["--expert", "a"])):
+        parsed = parse("--moe", "moe", *more, "-s", "scene")
+        assert parsed.source_path == os.path.abspath("scene")
+        assert parse("--moe", "moe", *more).source_path == ""
+        parsed = parse("--moe", "moe", *more, "-s", "~/scene")
+        assert parsed.source_path == os.path.expanduser("~/scene")
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_command_line_is_frozen(name):
     """``UPDATE_FLAGS=1 python -m pytest tests/arguments/test_moe.py`` writes the lists anew."""
