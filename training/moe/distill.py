@@ -192,7 +192,8 @@ def student_of(teacher: MoERun, arguments: DistillArguments) -> Run:
         return load_run(own.model_path, own.iteration)
     run = load_run(arguments.student)
     _refuse_imported(run, f"--student {arguments.student}")
-    check_same_scene({arguments.expert: own, f"--student {arguments.student}": run})
+    both = {arguments.expert: own, f"--student {arguments.student}": run}
+    check_same_scene(both, arguments.source_path)
     ours, theirs = own.config.hidden.experts, run.config.hidden.experts
     if ours != theirs:
         raise UserError(

@@ -154,8 +154,11 @@ def _check_name(name: str, where: str) -> None:
         )
 
 
-def load_experts(folders: Mapping[str, Path], device: str) -> dict[str, Run]:
+def load_experts(folders: Mapping[str, Path], device: str, source_path: str = "") -> dict[str, Run]:
     """The experts' last models, which must be of one scene.
+
+    Args:
+        source_path: where it is now; empty: where it was.
 
     Raises:
         UserError: names the expert and what is wrong with it.
@@ -172,24 +175,31 @@ def load_experts(folders: Mapping[str, Path], device: str) -> dict[str, Run]:
                 f"expert {name}: {path} stopped at iteration {runs[name].iteration} of {goal}; "
                 f"finish it with --resume"
             )
-    check_same_scene(runs)
+    check_same_scene(runs, source_path)
     return runs
 
 
-def check_same_scene(runs: Mapping[str, Run]) -> None:
+def check_same_scene(runs: Mapping[str, Run], source_path: str = "") -> None:
     """UserError where experts were trained on different pictures; it names both and the setting.
 
     The scene is read where settings differ that may hold out the same views.
+
+    Args:
+        source_path: where it is now, if that is said: it may have been elsewhere for each.
     """
+    keys = [key for key in SAME_SCENE if not (source_path and key == "source_path")]
     (first, reference), *others = runs.items()
     for name, run in others:
-        for key in SAME_SCENE:
+        for key in keys:
             one, other = getattr(reference.config.model, key), getattr(run.config.model, key)
             same = _comparable(key, one) == _comparable(key, other)
-            if not same and not (key in HELD_OUT and _views(reference) == _views(run)):
+            if not same and key in HELD_OUT:
+                same = _views(reference, source_path) == _views(run, source_path)
+            if not same:
+                moved = " (-s says where one is that has moved)" if key == "source_path" else ""
                 raise UserError(
                     f"expert {name}: {key} was {brief(repr(other))}, but {brief(repr(one))} for "
-                    f"expert {first}; a MoE blends experts of one scene, read alike"
+                    f"expert {first}; a MoE blends experts of one scene, read alike{moved}"
                 )
         ours, theirs = _trained_on(reference), _trained_on(run)
         for key in ours.keys() & theirs.keys():
@@ -200,9 +210,10 @@ def check_same_scene(runs: Mapping[str, Run]) -> None:
                 )
 
 
-def _views(run: Run) -> set[str]:
+def _views(run: Run, source_path: str) -> set[str]:
     """The names of the views that ``run`` was trained on."""
     model = replace(run.config.model, model_path="", cache="ram")  # nothing is written
+    model.source_path = source_path or model.source_path
     return {view.name for view in load_scene(model).train}
 
 

@@ -374,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = _starting_point(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    runs = load_experts(named_folders(arguments.experts, folder), "cpu")
+    runs = load_experts(named_folders(arguments.experts, folder), "cpu", arguments.source_path)
     members = [Member.of(name, run) for name, run in runs.items()]
     if _is_begun(arguments):
         _check_same(arguments, members)

@@ -341,6 +341,20 @@ def test_pictures_of_the_run_that_is_overwritten_are_not_taken_for_the_new_ones(
     assert (out / "test" / "notes.txt").exists()
 
 
+def test_a_scene_that_moved_in_between_is_said_once(made, source, tmp_path, capsys):
+    """Expert and student were trained where it was and where it is."""
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    shutil.copytree(source, moved)
+    command(made, out, "-s", str(moved))
+    experts = ["--experts", str(made / "experts" / NAMES[0]), f"{NAMES[1]}={out}"]
+    line = ["router", "--expname", str(tmp_path / "moe"), "--router_iterations", "2", *COMMON]
+    said = fails(capsys, lambda: train_moe.main([*line, *experts]))
+    assert "source_path was" in said and "-s says where" in said
+    assert train_moe.main([*line, *experts, "-s", str(moved)]) == 0
+    more = ["--student", str(out), "-s", str(moved)]
+    assert command(made, tmp_path / "twice", *more) == 0
+
+
 def test_misuse_is_one_line_and_leaves_nothing(made, source, tmp_path, capsys):
     out = tmp_path / "out"
     lines = {
