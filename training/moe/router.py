@@ -123,10 +123,11 @@ class RouterTrainer:
         self.scale = max(1 - share, 1e-6)
         self.loss = OptimizationParams(loss="l1", lambda_dssim=share / self.scale)
         self.targets = target_loader(device)
-        settings = next(iter(model.experts.values())).config.opt
-        self.color_rate = LearningRate(settings.exposure_lr)
+        settings = [expert.config.opt for expert in model.experts.values()]
+        colored = [opt for opt in settings if opt.camera_color]
+        self.color_rate = LearningRate((colored or settings)[0].exposure_lr)
         self.colors = None
-        if settings.camera_color:  # of rigs whose cameras differ in colour, as the experts' trainer
+        if colored:  # of rigs whose cameras differ in colour, as the experts' trainer
             self.colors = CameraColors(len(scene.camera_names)).to(device)
         trained = sorted({view.camera_index for view in scene.train})
         self.trained_cameras = torch.tensor(trained, device=device)

@@ -231,6 +231,16 @@ def test_cameras_that_differ_in_colour_are_compared_in_theirs(tmp_path):
     assert set(model.router.state_dict()) == set(mixture().router.state_dict())
 
 
+@pytest.mark.parametrize("row", range(len(NAMES)))
+def test_colours_of_cameras_are_learnt_where_any_expert_did(tmp_path, row):
+    """Whichever is named first."""
+    model = mixture()
+    opt = model.experts[NAMES[row]].config.opt
+    opt.camera_color, opt.exposure_lr = True, 0.0625
+    trainer = router_trainer(tmp_path, model)
+    assert trainer.colors is not None and trainer.rates["camera_color"].initial == 0.0625
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_what_is_not_finite_ends_the_training_in_one_line(tmp_path, what):
     trainer = router_trainer(tmp_path, mixture())
