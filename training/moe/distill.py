@@ -53,6 +53,7 @@ from training.moe.files import (
     is_imported,
     load_moe,
     router_folder,
+    started_from,
 )
 from training.moe.views import MoEViewRenderer
 from training.reports import Report
@@ -273,6 +274,8 @@ def _trainer(
     """The trainer, restored if there is a checkpoint; only now is the run folder written to."""
     folder = arguments.model_path
     state = load_state(checkpoint) if checkpoint else None
+    earlier = {"earlier_sha256": started_from(student.model_path)}
+    record = _record(teacher, student, arguments) | earlier
     make_folder(folder)
     held.enter_context(sole_user(folder))
     if arguments.overwrite:
@@ -297,7 +300,7 @@ def _trainer(
     if state is not None:
         trainer.restore(*state)
         report.say(f"continuing from {checkpoint}")
-    write_sealed(folder / "distill.json", _record(teacher, student, arguments))
+    write_sealed(folder / "distill.json", record)
     save_config(config, folder / "config.json")  # last: with it the folder counts as a run
     return trainer
 

@@ -358,10 +358,22 @@ def _member(entry: dict[str, Any], folder: Path) -> Member:
     return Member(name, folder / path, iteration, str(entry["sha256"]))
 
 
-def started_from(path: Path) -> str | None:
-    """SHA-256 of the manifest of the model that the distilled run ``path`` began with, if it is."""
+def started_from(path: Path) -> list[str]:
+    """SHA-256 of the manifests of the models that the distilled run ``path`` began with.
+
+    Its student's, and what that began with if it was distilled, too; none where ``path`` is not.
+
+    Raises:
+        UserError: the record is damaged.
+    """
     record = path / "distill.json"
-    return read_sealed(record)[0].get("expert_sha256") if record.is_file() else None
+    if not record.is_file():
+        return []
+    value = read_sealed(record)[0]
+    found = [value.get("expert_sha256"), value.get("earlier_sha256", [])]
+    if not (isinstance(found[0], str) and isinstance(found[1], list)):
+        raise UserError(f"{record} is damaged: copy it again, or distil anew")
+    return [found[0], *found[1]]
 
 
 def load_members(members: Sequence[Member], device: str) -> dict[str, Run]:

@@ -429,7 +429,8 @@ def _start_from(
 ) -> None:
     """Gives ``model`` the weights of another MoE's router, which must have the same experts.
 
-    One that has been distilled since counts as the same: its Gaussians are still the same ones.
+    One that has been distilled since counts as the same, however often: its Gaussians are still
+    the same ones.
     """
     params, before = read_settings(start)
     if params.router != arguments.params.router:
@@ -444,7 +445,7 @@ def _start_from(
             f"name the same with --experts, in this order"
         )
     for old, new in zip(before, members, strict=True):
-        if old.sha256 not in (new.sha256, started_from(new.path)):
+        if old.sha256 not in (new.sha256, *started_from(new.path)):
             raise UserError(
                 f"--start_router {start}: expert {new.name} is not the one at {new.path}"
             )

@@ -32,6 +32,7 @@ from training.schedules import rate_at
 from training.trainer import Plan
 from utils.interrupts import Interrupted
 from utils.metrics import ssim
+from utils.verify import read_sealed, write_sealed
 
 STEPS = 6
 
@@ -353,6 +354,32 @@ def test_a_scene_that_moved_in_between_is_said_once(made, source, tmp_path, caps
     assert train_moe.main([*line, *experts, "-s", str(moved)]) == 0
     more = ["--student", str(out), "-s", str(moved)]
     assert command(made, tmp_path / "twice", *more) == 0
+
+
+def test_a_router_begins_with_weights_of_experts_that_were_distilled_since(made, tmp_path):
+    """Once or more often."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    command(made, once)
+    command(made, twice, "--student", str(once))
+    weights = load_moe(made).model.router.gaussians[NAMES[1]]["weight"]
+    line = ["router", "--start_router", str(made), "--mask_lr", "0", "--router_iterations", "2"]
+    for out in (once, twice):
+        experts = ["--experts", str(made / "experts" / NAMES[0]), f"{NAMES[1]}={out}"]
+        moe_of = tmp_path / f"of_{out.name}"
+        train_moe.main([*line, *experts, "--expname", str(moe_of), *COMMON])
+        assert torch.equal(load_moe(moe_of).model.router.gaussians[NAMES[1]]["weight"], weights)
+
+
+@pytest.mark.parametrize("change", [{"earlier_sha256": 5}, {"expert_sha256": None}])
+def test_a_record_of_other_things_is_refused(made, tmp_path, capsys, change):
+    once = tmp_path / "once"
+    command(made, once)
+    write_sealed(once / "distill.json", read_sealed(once / "distill.json")[0] | change)
+    more = ["--student", str(once)]
+    assert "distill.json is damaged" in fails(
+        capsys, lambda: command(made, tmp_path / "twice", *more)
+    )
+    assert not (tmp_path / "twice").exists()
 
 
 def test_misuse_is_one_line_and_leaves_nothing(made, source, tmp_path, capsys):
