@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from arguments_MoDE.cli import (
     TrainingArguments,
     add_group,
@@ -31,7 +33,8 @@ from utils.errors import UserError
 
 MODE = ("hexplane", "embedding")  # what the member ``mode`` mixes
 FOLDER = "experts"  # of the members' run folders, in that of the mixture
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # also a folder's on every system
+NAMES = "letters, digits, _ + -, and no word that modules of PyTorch have, such as train"
+_NAME = re.compile(r"[A-Za-z0-9_+-]{1,60}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Member:
     def folder(self) -> Path:
         """Its run folder."""
         return Path(self.arguments.config.model.model_path)
+
+
+def is_name(name: str) -> bool:
+    """Whether an expert may be called so: a folder and a part of a module have this name, too."""
+    return bool(_NAME.fullmatch(name)) and not hasattr(nn.ModuleDict(), name)
 
 
 def parse_members(
@@ -115,8 +123,8 @@ def _member(
 
 def _experts_of(name: str, own: Sections, known: Sequence[str], where: str) -> list[str]:
     """The experts of the member ``name``, as ``own`` settings say, or else the name itself."""
-    if not NAME.fullmatch(name):
-        raise UserError(f"{where}: {name!r} is no name; use letters, digits and . _ + -")
+    if not is_name(name):
+        raise UserError(f"{where}: {name!r} is no name for a member ({NAMES}): give it another")
     given = own.get("ModelHiddenParams", {}).get("experts")
     if given:
         return list(given)

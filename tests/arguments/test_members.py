@@ -96,6 +96,12 @@ FAULTS = {  # a recipe -> what is said of it
         "member hash: --movelr is -1.0; it must be at least 0"
     ),
     "ExpertParams = {'../x': dict(ModelHiddenParams=dict(experts=['hash']))}": "'../x' is no name",
+    "ExpertParams = {'hex.small': dict(ModelHiddenParams=dict(experts=['hash']))}": (
+        "'hex.small' is no name for a member"
+    ),
+    "ExpertParams = dict(half=dict(ModelHiddenParams=dict(experts=['hash'])))": (
+        "'half' is no name for a member .*such as train.: give it another"
+    ),
     "MoEParams = dict(member=['x'])": "unknown key 'member' in MoEParams; did you mean 'members'",
     "MoEParams = dict(members='hash')": "members is 'hash'; it must be a list of strings",
     "MoEParam = dict(members=['hash'])": "unknown section 'MoEParam'; did you mean 'MoEParams'",

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from arguments_MoDE.config import Config
+from arguments_MoDE.members import NAMES, is_name
 from arguments_MoDE.moe import RouterParams, as_dict, router_params
 from scene import Scene, load_scene
 from training.checkpoint import Run, load_run, model_folder, read_versioned, saving
@@ -41,7 +41,6 @@ FORMAT = 1
 FILE = "router.safetensors"
 IMPORT = "import.json"  # in runs that are imported, and in what pruning leaves of them
 MOST_ITERATIONS, LONGEST_PATH = 10**9, 4096
-_NAMES = re.compile(r"[A-Za-z0-9_+-]{1,60}")
 # Settings that all experts of a MoE share: they say which pictures they were trained on.
 SAME_SCENE = (
     "source_path",
@@ -114,11 +113,6 @@ def training_temperature(params: RouterParams, iteration: int) -> float:
 # ---- experts ------------------------------------------------------------------------------------
 
 
-def is_name(name: str) -> bool:
-    """Whether an expert may be called so: a folder and a part of a module have this name, too."""
-    return bool(_NAMES.fullmatch(name)) and not hasattr(nn.ModuleDict(), name)
-
-
 def named_folders(given: Sequence[str], folder: Path) -> dict[str, Path]:
     """Name -> run folder of the experts that ``--experts`` names, or of those in the MoE's folder.
 
@@ -149,8 +143,7 @@ def named_folders(given: Sequence[str], folder: Path) -> dict[str, Path]:
 def _check_name(name: str, where: str) -> None:
     if not is_name(name):
         raise UserError(
-            f"{where}: {name!r} is no name for an expert (letters, digits, _ + -, and no word that "
-            f"modules of PyTorch have, such as train): give --experts NAME=PATH"
+            f"{where}: {name!r} is no name for an expert ({NAMES}): give --experts NAME=PATH"
         )
 
 

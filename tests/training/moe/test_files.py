@@ -22,6 +22,7 @@ import render_moe
 import tiny_moe
 import train_moe
 from arguments_MoDE.config import RouterParams
+from arguments_MoDE.members import is_name
 from scene import load_scene
 from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe
 from training import launch
@@ -150,7 +151,7 @@ def test_names_of_experts(tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "hash", "c+d", "4DGS", "x" * 60])
 def test_every_name_that_is_allowed_can_be_a_modules(name):
-    assert files.is_name(name)
+    assert is_name(name)
     torch.nn.ModuleDict({name: torch.nn.Identity()})
 
 
