@@ -113,6 +113,15 @@ def test_flags_beat_the_recipe_and_the_recipe_the_defaults(recipe):
     assert router("--mask_lr", "0.5", "--configs", recipe).params.mask_lr == 0.5
 
 
+def test_the_router_of_technicolor_has_the_rates_published_for_it():
+    n3v, technicolor = (
+        router("--configs", f"arguments_MoDE/moe/{name}/three.py").params
+        for name in ("n3v", "technicolor")
+    )
+    assert (n3v.mask_lr, n3v.time_lr, n3v.network_lr) == (0.5, 0.05, 0.05)
+    assert (technicolor.mask_lr, technicolor.time_lr, technicolor.network_lr) == (0.1, 0.01, 0.01)
+
+
 def test_help_shows_the_values_of_the_recipe(recipe, capsys):
     with pytest.raises(SystemExit):
         router("--configs", recipe, "--help")

@@ -37,3 +37,10 @@ ExpertParams = dict(
         ModelMotionParams=dict(trbf_scale_init=-2.0),
     ),
 )
+
+RouterParams = dict(
+    mask_lr=0.1,  # Fabien: 0.05, and half of the next two
+    mask_lr_final=0.001,
+    time_lr=0.01,
+    network_lr=0.01,
+)
