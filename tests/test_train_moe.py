@@ -137,6 +137,19 @@ def test_folders_that_are_something_else_are_refused(source, tmp_path, capsys):
     assert "holds the run of a single model" in fails(capsys, lambda: train(source, single, *PAIR))
 
 
+@pytest.mark.parametrize("part", ["moe.json", "experts/keyframe/config.json"])
+def test_a_single_model_is_not_trained_into_a_mixture(source, tmp_path, capsys, part):
+    import train_emb
+
+    out = tmp_path / "out"
+    (out / part).parent.mkdir(parents=True)
+    (out / part).write_text("{}")
+    line = ["-s", str(source), "--expname", str(out), *SMALL, *SHORT]
+    for more in ([], ["--overwrite"], ["--start_checkpoint", str(tmp_path)]):
+        assert "holds a MoE" in fails(capsys, lambda m=more: train_emb.main([*line, *m]))
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / part]
+
+
 def test_commands_and_help(capsys):
     assert train_moe.main([]) == train_moe.main(["--help"]) == 0
     shown = capsys.readouterr().out

@@ -225,6 +225,7 @@ def check_run(arguments: TrainingArguments) -> Path | None:
     folder = Path(arguments.config.model.model_path)
     check_writable(folder)
     check_apart(folder, arguments.config.model.source_path)
+    check_single(folder)
     if folder.exists():
         with sole_user(folder):  # an early answer, and nobody's work that is tidied up
             recover(folder)
@@ -289,6 +290,12 @@ def check_apart(folder: Path, source_path: str) -> None:
     source = Path(source_path).resolve()
     if folder.resolve() in (source, *source.parents):
         raise UserError(f"--expname {folder} holds the scene itself: give a folder of its own")
+
+
+def check_single(folder: Path) -> None:
+    """UserError where ``folder``, in which a single model is to be trained, is a MoE's."""
+    if (folder / "moe.json").exists() or (folder / "experts").exists():
+        raise UserError(f"{folder} holds a MoE: choose another --expname for the single model")
 
 
 def check_writable(folder: Path) -> None:

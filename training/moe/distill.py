@@ -37,6 +37,7 @@ from training.checkpoint import (
 )
 from training.launch import (
     check_apart,
+    check_single,
     check_writable,
     clear_rendered,
     is_run,
@@ -344,8 +345,7 @@ def _starting_point(
 ) -> Path | None:
     """Refuses a run folder that cannot be used; returns the checkpoint to go on from, if any."""
     folder = arguments.model_path
-    if (folder / "moe.json").exists() or (folder / "experts").exists():
-        raise UserError(f"{folder} holds a MoE: choose another --expname for the single expert")
+    check_single(folder)
     if folder.exists():
         with sole_user(folder):
             recover(folder)
