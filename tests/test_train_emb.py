@@ -196,6 +196,17 @@ def test_overwriting_removes_only_what_runs_write(copy, tmp_path):
     assert (out / "test" / "mine.png").exists()
 
 
+def test_overwriting_leaves_no_curves_and_no_origin_of_the_old_run(copy, tmp_path):
+    out = tmp_path / "run"
+    train(copy, out)
+    old = [out / name for name in ("events.out.tfevents.1.host.2", "distill.json", "import.json")]
+    for path in old:
+        path.write_text("{}")
+    (out / "events.txt").write_text("not ours")
+    train(copy, out, "--overwrite")
+    assert not any(path.exists() for path in old) and (out / "events.txt").exists()
+
+
 def test_the_scene_folder_is_no_run_folder(copy, capsys):
     with pytest.raises(SystemExit):
         cli(lambda _: train(copy, copy, "--overwrite"))

@@ -23,6 +23,7 @@ from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE
 from training.checkpoint import (
     FOLDERS,
+    ORIGINS,
     checkpoints,
     latest_checkpoint,
     load_state,
@@ -32,7 +33,7 @@ from training.checkpoint import (
     set_others_aside,
 )
 from training.memory import check_memory
-from training.reports import Report
+from training.reports import CURVES, Report
 from training.trainer import Plan, Progress, Trainer
 from utils.errors import UserError
 from utils.files import make_folder, remove_folder, sole_user
@@ -307,11 +308,16 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"--expname {folder}: no permission to write to {existing}")
 
 
-def clear_rendered(folder: Path) -> None:
-    """Removes what rendering left in a run folder: it is not of what replaces the run."""
+def clear_shown(folder: Path) -> None:
+    """Removes pictures, metrics and curves: they are not of what replaces the run in ``folder``.
+
+    Rendering and `training.reports.Report` left them.
+    """
     for rendered in folder.glob("*/ours_*"):
         if rendered.parent.name in ("train", "test", "video"):
             shutil.rmtree(rendered, ignore_errors=True)
+    for curves in folder.glob(f"{CURVES}.*"):
+        curves.unlink(missing_ok=True)
     for name in ("metrics.json", "gates.json"):
         (folder / name).unlink(missing_ok=True)
 
@@ -320,8 +326,8 @@ def _clear(folder: Path) -> None:
     """Removes what runs write to their folder, and nothing else."""
     for name in FOLDERS:
         remove_folder(folder / name)
-    clear_rendered(folder)
-    for name in ("metrics.jsonl", "config.json"):
+    clear_shown(folder)
+    for name in ("metrics.jsonl", "config.json", *ORIGINS):
         (folder / name).unlink(missing_ok=True)
 
 

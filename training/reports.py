@@ -14,6 +14,8 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.files import atomic_file, sync
 
+CURVES = "events.out.tfevents"  # begins the names of TensorBoard's files
+
 
 class Report:
     """Appends events to the run folder and drives the progress bar."""

@@ -138,11 +138,15 @@ def router_trainer(
     return RouterTrainer(model, world or tiny.scene(), arguments, report, "cpu")
 
 
+CURVES = "events.out.tfevents.1.host.2"  # of TensorBoard
+
+
 def pretend_rendered(folder: Path, iteration: int) -> Path:
-    """Writes what rendering leaves, and a file of somebody else; returns ``folder``."""
+    """Writes what rendering leaves, curves, and a file of somebody else; returns ``folder``."""
     for path in ("metrics.json", "gates.json", f"test/ours_{iteration}/metrics.json"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text('{"psnr": 99.0}')
+    (folder / CURVES).write_text("")
     (folder / "test" / "notes.txt").write_text("mine")
     return folder
 

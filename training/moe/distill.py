@@ -27,6 +27,7 @@ from scene import Scene, load_scene
 from scene.experts.base import ParameterGroup
 from training.checkpoint import (
     FOLDERS,
+    ORIGINS,
     Run,
     latest_checkpoint,
     load_run,
@@ -39,7 +40,7 @@ from training.launch import (
     check_apart,
     check_single,
     check_writable,
-    clear_rendered,
+    clear_shown,
     is_run,
     set_precision,
 )
@@ -280,7 +281,7 @@ def _trainer(
     make_folder(folder)
     held.enter_context(sole_user(folder))
     if arguments.overwrite:
-        clear_rendered(folder)
+        clear_shown(folder)
     if state is None:
         _clear(folder)
     done = None if state is None else restored(Progress, state[1]["progress"]).iteration
@@ -369,5 +370,5 @@ def _starting_point(
 def _clear(folder: Path) -> None:
     for name in FOLDERS:
         remove_folder(folder / name)
-    for name in ("metrics.json", "metrics.jsonl", "config.json", "distill.json"):
+    for name in ("metrics.json", "metrics.jsonl", "config.json", *ORIGINS):
         (folder / name).unlink(missing_ok=True)

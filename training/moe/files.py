@@ -30,7 +30,7 @@ from arguments_MoDE.config import Config
 from arguments_MoDE.members import NAMES, is_name
 from arguments_MoDE.moe import RouterParams, as_dict, router_params
 from scene import Scene, load_scene
-from training.checkpoint import Run, load_run, model_folder, read_versioned, saving
+from training.checkpoint import IMPORT, Run, load_run, model_folder, read_versioned, saving
 from training.launch import choose_device
 from training.moe.model import MoEGS
 from utils.errors import UserError, brief
@@ -39,7 +39,6 @@ from utils.verify import check_file, digest, read_sealed, write_sealed
 
 FORMAT = 1
 FILE = "router.safetensors"
-IMPORT = "import.json"  # in runs that are imported, and in what pruning leaves of them
 MOST_ITERATIONS, LONGEST_PATH = 10**9, 4096
 # Settings that all experts of a MoE share: they say which pictures they were trained on.
 SAME_SCENE = (

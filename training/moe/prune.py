@@ -41,7 +41,7 @@ from training.evaluation import evaluate_views, evenly_spaced, measure_fps
 from training.launch import (
     check_apart,
     check_writable,
-    clear_rendered,
+    clear_shown,
     is_run,
     set_precision,
 )
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_folder(folder)
         held.enter_context(sole_user(folder))
         if arguments.overwrite:
-            clear_rendered(folder)
+            clear_shown(folder)
         if checkpoint is None:
             _clear(folder)
         sums = Importance(run, scene, arguments, device)

@@ -36,7 +36,7 @@ from training.evaluation import evaluate_views, together
 from training.launch import (
     check_apart,
     check_writable,
-    clear_rendered,
+    clear_shown,
     is_run,
     set_precision,
 )
@@ -407,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_folder(folder)
         held.enter_context(sole_user(folder))
         if arguments.overwrite:
-            clear_rendered(folder)
+            clear_shown(folder)
         if arguments.overwrite or checkpoint is None:
             _clear(folder)
         done = None if state is None else restored(Progress, state[1]["progress"]).iteration

@@ -16,7 +16,7 @@ import tiny_moe
 import train_moe
 from arguments_MoDE.moe import DistillArguments
 from scene import load_scene
-from tiny_moe import COMMON, ITERATION, NAMES, fails, files_in, moe, pretend_rendered
+from tiny_moe import COMMON, CURVES, ITERATION, NAMES, fails, files_in, moe, pretend_rendered
 from training.checkpoint import checkpoints, load_run, load_state, saved_iterations
 from training.moe.distill import (
     FADED,
@@ -337,7 +337,9 @@ def test_pictures_of_the_run_that_is_overwritten_are_not_taken_for_the_new_ones(
     out = tmp_path / "out"
     command(made, out)
     pretend_rendered(out, ITERATION + STEPS)
+    (out / "import.json").write_text("{}")
     assert command(made, out, "--distill_lambda", "0.25", "--overwrite") == 0
+    assert not (out / "import.json").exists() and not (out / CURVES).exists()
     assert collect(out, ITERATION + STEPS)["sets"] == {} and not (out / "gates.json").exists()
     assert (out / "test" / "notes.txt").exists()
 

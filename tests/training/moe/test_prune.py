@@ -21,6 +21,7 @@ from scene import load_scene
 from scene.pixel_router import TIME, WEIGHT, gates_of
 from tiny_moe import (
     COMMON,
+    CURVES,
     ITERATION,
     NAMES,
     fails,
@@ -368,6 +369,7 @@ def test_pictures_of_the_moe_that_is_overwritten_are_not_taken_for_the_new_ones(
     command(made, out, "--share", "0.2")
     pretend_rendered(out, 4)
     assert command(made, out, "--share", "0.6", "--overwrite") == 0
+    assert not (out / CURVES).exists()
     assert collect(out, 4)["sets"] == {} and not (out / "gates.json").exists()
     assert (out / "test" / "notes.txt").exists()
 

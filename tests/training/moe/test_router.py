@@ -19,6 +19,7 @@ from arguments_MoDE.config import RouterParams
 from gaussian_renderer import render
 from tiny_moe import (
     COMMON,
+    CURVES,
     ITERATION,
     NAMES,
     fails,
@@ -400,6 +401,7 @@ def test_pictures_of_the_router_that_is_overwritten_are_not_taken_for_the_new_on
     pretend_rendered(out, 6)
     pretend_rendered(out / "experts" / NAMES[0], ITERATION)  # of a run of its own
     assert command(out, pair, "--overwrite", "--router_seed", "3") == 0
+    assert not (out / CURVES).exists()
     assert collect(out, 6)["sets"] == {} and not (out / "gates.json").exists()
     assert not (out / "metrics.json").exists() and (out / "test" / "notes.txt").exists()
     assert list(collect(out / "experts" / NAMES[0], ITERATION)["sets"]) == ["test"]
