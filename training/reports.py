@@ -62,6 +62,8 @@ class Report:
     def event(self, kind: str, step: int, seconds: float, **values: Any) -> None:
         """Writes one line of JSON; values that are not finite become null.
 
+        TensorBoard has the numbers as ``kind/name``, those of a set of views as ``kind/set/name``.
+
         Args:
             step: iterations over all stages, for TensorBoard's axis.
             seconds: training time so far.
@@ -70,9 +72,10 @@ class Report:
         record = {"event": kind, "step": step, "seconds": round(seconds, 3), **clean}
         self._append(f"{json.dumps(record)}\n".encode())
         if self.board is not None:
+            tag = f"{kind}/{clean['set']}" if "set" in clean else kind
             for key, value in clean.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self.board.add_scalar(f"{kind}/{key}", value, step)
+                    self.board.add_scalar(f"{tag}/{key}", value, step)
 
     def _open(self) -> BinaryIO:
         return self.path.open("ab", buffering=0)  # a line is one write: torn or whole, never later

@@ -68,3 +68,19 @@ def test_an_old_file_is_whole_until_the_new_one_is(tmp_path, stopped, monkeypatc
 def test_a_run_that_begins_has_no_lines(tmp_path, stopped):
     Report(tmp_path, quiet=True)
     assert steps(tmp_path) == []
+
+
+def test_curves_of_test_and_training_views_are_apart(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    report = Report(tmp_path, quiet=True)
+    report.event("train", 10, 0.1, loss=0.5)
+    for name, psnr in (("test", 9.0), ("train", 12.0)):
+        report.event("evaluate", 10, 0.1, set=name, psnr=psnr)
+    report.close()
+    written = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    found = {tag: [s.value for s in written.Scalars(tag)] for tag in written.Tags()["scalars"]}
+    assert found == {
+        "train/loss": [0.5],
+        "evaluate/test/psnr": [9.0],
+        "evaluate/train/psnr": [12.0],
+    }
