@@ -32,6 +32,7 @@ from arguments_MoDE.values import (
     validate,
 )
 from utils.errors import UserError
+from utils.flags import NumberParser
 
 __all__ = [
     "RenderingArguments",
@@ -353,7 +354,7 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(NumberParser):
     """Reports a faulty line as a `UserError` instead of printing the usage."""
 
     retired: dict[str, tuple[bool, str]]  # accepted flags without effect: takes a value, why

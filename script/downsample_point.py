@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scene.point_cloud import colours_of, read_vertices, write_vertices
 from utils.errors import UserError, cli
+from utils.flags import NumberParser
 
 MAX_POINTS = 100_000
 AXES, NORMALS, COLOURS = ("x", "y", "z"), ("nx", "ny", "nz"), ("red", "green", "blue")
@@ -123,7 +124,7 @@ def thinned(
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
+    parser = NumberParser(
         prog="downsample_point.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

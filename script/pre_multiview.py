@@ -47,6 +47,7 @@ from script.preprocessing.rig import CLOUD, Rig, chosen_tools, extracted, make_p
 from script.preprocessing.steps import Step, Steps, warn
 from utils.errors import UserError, cli
 from utils.files import atomic_file, atomic_folder, write_json
+from utils.flags import NumberParser
 
 CAMERAS = "cameras.json"  # in .steps: what structure from motion found
 MODEL = "sparse/0"
@@ -331,7 +332,7 @@ def examine(
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
+    parser = NumberParser(
         prog="pre_multiview.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -136,6 +136,7 @@ def test_lists_negative_numbers_and_exponents():
     assert parsed.config.model.test_cameras == ["cam00", "3"]
     assert parsed.config.model.resolution == -1
     assert parsed.config.opt.feature_lr == 1e-3
+    assert train("--entropy_weight_init", "-1e-3").config.opt.entropy_weight_init == -1e-3
 
 
 def test_the_flags_that_no_recipe_sets():

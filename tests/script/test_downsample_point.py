@@ -104,6 +104,7 @@ def test_points_in_one_place_are_one(tmp_path):
     [
         (["--max_points", "0"], "--max_points is 0"),
         (["--voxel", "0"], "--voxel is 0"),
+        (["--voxel", "-1e-3"], "--voxel is -0.001"),
         (["--voxel", "nan"], "--voxel is nan"),
         (["--voxel", "1e-12"], "--voxel 1e-12 is too small"),
     ],

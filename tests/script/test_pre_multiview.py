@@ -251,6 +251,7 @@ def test_wrong_use_is_one_line_and_exit_code_two(tmp_path):
     [
         (["-r", 3], "--resolution 3: give 1, 2, 4 or 8"),
         (["--focal", -1], "--focal -1.0: give a length"),
+        (["--focal", "-1e3"], "--focal -1000.0: give a length"),
         (["--sfm_frames", 0], "--sfm_frames"),
         (["--cloud_frames", 0], "--cloud_frames 0: give at least 1"),
         (["--threads", 0], "--threads 0"),
