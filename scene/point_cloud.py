@@ -7,6 +7,8 @@ the file before anything is allocated, so a hostile header costs nothing.
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +28,8 @@ _NAMES = {"i1": "char", "u1": "uchar", "i2": "short", "u2": "ushort", "i4": "int
 _NAMES |= {"f4": "float", "f8": "double"}
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HEADER_BUDGET = 1 << 18  # bytes; a Gaussian cloud with a few hundred properties needs 10 kB
+FINEST = 1e-18  # of a cloud's longest side: finer voxels cannot be counted in 64 bits
+_MOST = np.iinfo(np.int64).max
 _FARTHEST = 1e12  # coordinate, world units: squares of it and of differences fit float32
 _COLOURS = (
     ("red", "green", "blue"),
@@ -351,34 +355,58 @@ def write_vertices(path: str | Path, columns: dict[str, np.ndarray]) -> None:
 def thin(points: PointCloud, max_points: int, seed: int = 0) -> PointCloud:
     """At most ``max_points`` of the points, evenly spread: one random point per occupied voxel.
 
-    The voxel is the smallest, to a few per cent, whose occupied cells are few enough.
+    The voxel is the smallest, to a few per cent, whose occupied cells are few enough. A warning
+    says so where that leaves less than half of ``max_points``.
     """
     if len(points) <= max_points:
         return points
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(points))
-    low = points.xyz.min(axis=0)
-    span = float((points.xyz.max(axis=0) - low).max())
+    xyz = points.xyz[shuffled].astype(np.float64)  # float32 is too coarse beside a point far off
+    xyz -= xyz.min(axis=0)
+    span = float(xyz.max())
     small, large = span * 1e-6, span * 1.01  # one voxel holds everything at the upper end
-    chosen = shuffled[:1]
-    for _ in range(24):
-        if large <= small * 1.02:
-            break
+    first = np.zeros(1, np.int64)
+    if span > 0 and len(fine := _first_in_cells(xyz, small)) <= max_points:
+        small, large, first = span * FINEST, small, fine  # few points far off make the span
+    while large > small * 1.02:
         size = float(np.sqrt(small * large))
-        cells = _cells(points.xyz[shuffled] - low, size)
-        first = np.unique(cells, return_index=True)[1]
-        if len(first) <= max_points:
-            large, chosen = size, shuffled[np.sort(first)]
+        found = _first_in_cells(xyz, size)
+        if len(found) <= max_points:
+            large, first = size, found
         else:
             small = size
+    if 2 * len(first) < max_points:
+        print(
+            f"warning: --max_points {max_points} leaves {len(first)} of {len(points)} points, too "
+            f"many lie in the same places; 0 keeps all",
+            file=sys.stderr,
+        )
+    chosen = shuffled[np.sort(first)]
     return PointCloud(points.xyz[chosen], points.rgb[chosen])
 
 
-def _cells(xyz: np.ndarray, size: float) -> np.ndarray:
-    """(N,) int64: the voxel that each point with coordinates >= 0 lies in."""
-    index = (xyz.astype(np.float64) / size).astype(np.int64)
-    shape = index.max(axis=0) + 1
-    return (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+def _first_in_cells(xyz: np.ndarray, size: float) -> np.ndarray:
+    return np.unique(cells(xyz, size), return_index=True)[1]
+
+
+def cells(xyz: np.ndarray, size: float) -> np.ndarray:
+    """(N,) int64: a number of the voxel that each point lies in.
+
+    Args:
+        xyz: (N, 3), none below 0.
+        size: side of the voxels, from `FINEST` of the highest coordinate.
+    """
+    index = (xyz / size).astype(np.int64)
+    shape = [int(highest) + 1 for highest in index.max(axis=0)]
+    if math.prod(shape) <= _MOST:
+        return (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+    number = index[:, 0]
+    for axis in (1, 2):  # only what is occupied is numbered: products then fit
+        number = np.unique(number, return_inverse=True)[1]
+        along = np.unique(index[:, axis], return_inverse=True)[1]
+        number = number * (along.max() + 1) + along
+    return number
 
 
 def random_cloud(low: np.ndarray, high: np.ndarray, count: int, seed: int = 0) -> PointCloud:

@@ -20,13 +20,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scene.point_cloud import colours_of, read_vertices, write_vertices
+from scene.point_cloud import FINEST, cells, colours_of, read_vertices, write_vertices
 from utils.errors import UserError, cli
 from utils.flags import NumberParser
 
 MAX_POINTS = 100_000
 AXES, NORMALS, COLOURS = ("x", "y", "z"), ("nx", "ny", "nz"), ("red", "green", "blue")
-FINEST = 1e-6  # of the cloud's longest side; finer cubes could not be numbered in 64 bits
 CLOSE_ENOUGH = 1.02  # ratio of the cubes that are just too small and just large enough
 
 
@@ -58,9 +57,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 def cubes(xyz: np.ndarray, size: float) -> np.ndarray:
     """(N,) int64 numbers of the cubes of side ``size`` that the points (N, 3) lie in."""
-    index = np.floor((xyz - xyz.min(axis=0)) / size).astype(np.int64)
-    shape = index.max(axis=0) + 1
-    return (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+    return cells(xyz - xyz.min(axis=0), size)
 
 
 def merge(columns: dict[str, np.ndarray], size: float) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scene.point_cloud import (
     PointCloud,
+    cells,
     read_ply,
     read_vertices,
     thin,
@@ -203,6 +204,29 @@ def test_thinning_keeps_few_enough_points_spread_evenly():
     assert (np.abs(few.xyz).max(axis=1) > 0.1).mean() > 0.9  # the dense clump does not win
     assert np.array_equal(thin(cloud, 1000, seed=1).xyz, few.xyz)
     assert set(map(tuple, few.xyz)) <= set(map(tuple, xyz))
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6, -1e6, 1e12])
+def test_thinning_is_not_misled_by_a_point_far_off(capsys, far):
+    xyz = np.random.default_rng(0).uniform(0, 1, (20_000, 3)).astype(np.float32)
+    xyz[7] = far
+    cloud = PointCloud(xyz, np.zeros((len(xyz), 3), np.uint8))
+    few = thin(cloud, 5000)
+    assert 4500 <= len(few) <= 5000 and far in few.xyz
+    assert np.array_equal(thin(cloud, 5000).xyz, few.xyz)
+    assert capsys.readouterr().err == ""
+
+
+def test_thinning_says_when_far_fewer_are_left(capsys):
+    xyz = np.random.default_rng(0).uniform(0, 1, (10, 3)).astype(np.float32).repeat(50, axis=0)
+    assert len(thin(PointCloud(xyz, np.zeros((len(xyz), 3), np.uint8)), 100)) == 10
+    assert "--max_points 100 leaves 10 of 500 points" in capsys.readouterr().err
+
+
+def test_voxels_too_many_to_number_are_still_told_apart():
+    xyz = np.array([[0, 0, 0], [0, 0, 1.5], [0, 1, 0], [1e9, 1e9, 1e9], [0, 0, 1.6]])
+    number = cells(xyz, 1.0)
+    assert len(set(number.tolist())) == 4 and number[1] == number[4]
 
 
 def test_thinning_leaves_small_clouds_and_survives_duplicates():

@@ -48,6 +48,16 @@ def test_the_unit_of_length_does_not_matter(scale):
     assert 900 <= len(np.unique(cubes(xyz, size))) <= 1000
 
 
+@pytest.mark.parametrize("more", [[], ["--voxel", "0.01"]])
+def test_a_point_far_off_does_not_empty_the_rest(tmp_path, more):
+    columns = cloud_of(20_000)
+    columns["y"][7] = -1e6
+    write_vertices(tmp_path / "a.ply", columns)
+    main([str(tmp_path / "a.ply"), str(tmp_path / "out.ply"), "--max_points", "9000", *more])
+    after = read_ply(tmp_path / "out.ply")
+    assert 8000 <= len(after) <= 9000 and after.bbox[0, 1] == -1e6
+
+
 def test_points_of_a_cube_become_their_mean():
     columns = {name: np.array([0.0, 0.2, 5.0]) for name in "xyz"}
     columns |= {"nx": np.array([1.0, 0, 0]), "ny": np.array([0.0, 1, 0]), "nz": np.zeros(3)}
@@ -106,7 +116,7 @@ def test_points_in_one_place_are_one(tmp_path):
         (["--voxel", "0"], "--voxel is 0"),
         (["--voxel", "-1e-3"], "--voxel is -0.001"),
         (["--voxel", "nan"], "--voxel is nan"),
-        (["--voxel", "1e-12"], "--voxel 1e-12 is too small"),
+        (["--voxel", "1e-19"], "--voxel 1e-19 is too small"),
     ],
 )
 def test_flags_out_of_range_are_refused(dense, tmp_path, flags, name):
