@@ -30,6 +30,7 @@ _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": "
 _HEADER_BUDGET = 1 << 18  # bytes; a Gaussian cloud with a few hundred properties needs 10 kB
 FINEST = 1e-18  # of a cloud's longest side: finer voxels cannot be counted in 64 bits
 _MOST = np.iinfo(np.int64).max
+_UNIT = 1.5  # rounding and resampling lift colours above 1; of 255 it would all be black
 _FARTHEST = 1e12  # coordinate, world units: squares of it and of differences fit float32
 _COLOURS = (
     ("red", "green", "blue"),
@@ -129,12 +130,16 @@ def colours_of(vertices: dict[str, np.ndarray], count: int) -> np.ndarray:
 
 
 def colours_to_uint8(rgb: np.ndarray) -> np.ndarray:
-    """uint8 of colours in [0, 1] (floats), [0, 255] (floats or 8 bit) or [0, 65535] (16 bit)."""
+    """uint8 of colours in [0, 1] (floats), [0, 255] (floats or 8 bit) or [0, 65535] (16 bit).
+
+    Floats up to `_UNIT` are meant to be in [0, 1]; NaN becomes grey.
+    """
     if rgb.dtype == np.uint8:
         return rgb
     if rgb.dtype == np.uint16:
         return (rgb // 257).astype(np.uint8)
-    scale = 255.0 if rgb.dtype.kind == "f" and rgb.max(initial=0) <= 1 else 1.0
+    highest = np.fmax.reduce(rgb, axis=None, initial=0)
+    scale = 255.0 if rgb.dtype.kind == "f" and highest <= _UNIT else 1.0
     values = np.nan_to_num(rgb.astype(np.float64) * scale, nan=128.0)
     return np.rint(values).clip(0, 255).astype(np.uint8)
 

@@ -116,6 +116,8 @@ def test_any_columns_survive_the_round_trip(tmp_path_factory, kinds, count):
     ("colours", "expected"),
     [
         (np.array([0.0, 0.5, 1.0], "f4"), [0, 128, 255]),
+        (np.array([0.0, 0.5, 1.0001], "f4"), [0, 128, 255]),
+        (np.array([0.2, np.nan, 1.0], "f8"), [51, 128, 255]),
         (np.array([0.0, 127.6, 255.0], "f4"), [0, 128, 255]),
         (np.array([0, 32896, 65535], "u2"), [0, 128, 255]),
         (np.array([0, 128, 255], "i4"), [0, 128, 255]),
