@@ -242,6 +242,15 @@ def test_a_start_checkpoint_of_another_shape_names_the_setting(copy, tmp_path, c
     assert train(copy, tmp_path / "b", "--start_checkpoint", start, "--feature_lr", "0.1") == 0
 
 
+def test_a_start_checkpoint_beyond_the_last_iteration_is_refused(copy, tmp_path, capsys):
+    train(copy, tmp_path / "run", "--checkpoint_iterations", "5")
+    more = ["--start_checkpoint", str(tmp_path / "run" / "checkpoint" / "fine_5"), "--iterations"]
+    line = fails(capsys, copy, tmp_path / "b", *more, "4")
+    assert "fine_5 is at iteration 5, beyond --iterations 4" in line
+    assert train(copy, tmp_path / "b", *more, "5") == 0
+    assert saved_iterations(tmp_path / "b") == [5]
+
+
 def test_no_iterations_at_all_saves_the_canonical_model(copy, tmp_path):
     out = tmp_path / "run"
     train(copy, out, "--iterations", "0")

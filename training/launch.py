@@ -194,8 +194,18 @@ def _trainer(
 
 
 def _state_of(checkpoint: Path, config: Config) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A checkpoint's content; an error where its model is of another shape than ``config`` says."""
+    """A checkpoint's content.
+
+    Raises:
+        UserError: its model is of another shape than ``config`` says, or trained for longer.
+    """
     tensors, info = load_state(checkpoint)
+    done = restored(Progress, info["progress"])
+    if done.stage == "fine" and done.iteration > config.opt.iterations:
+        raise UserError(
+            f"{checkpoint} is at iteration {done.iteration}, beyond --iterations "
+            f"{config.opt.iterations}: raise that or start from an earlier one"
+        )
     for setting in all_settings().values():
         saved = info["config"].get(setting.section, {}).get(setting.name, setting.default)
         given = getattr(getattr(config, setting.section), setting.name)
