@@ -293,6 +293,11 @@ def _check_training(arguments: TrainingArguments) -> None:
     check_range("checkpoint_minutes", arguments.checkpoint_minutes, 0)
     check_range("keep_checkpoints", arguments.keep_checkpoints, 0)
     check_range("threads", arguments.threads, 0)
+    model = arguments.config.model
+    if model.llffhold == 1 and not model.test_cameras:
+        raise UserError(
+            "--llffhold is 1, which holds every view out; give 2 or more, or 0 for none"
+        )
     ways = [
         name for name in ("start_checkpoint", "resume", "overwrite") if getattr(arguments, name)
     ]

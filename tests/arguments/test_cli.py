@@ -139,6 +139,11 @@ def test_lists_negative_numbers_and_exponents():
     assert train("--entropy_weight_init", "-1e-3").config.opt.entropy_weight_init == -1e-3
 
 
+def test_every_view_may_be_held_out_by_a_flag_that_another_overrules():
+    model = train("--llffhold", "1", "--test_cameras", "cam00").config.model
+    assert (model.llffhold, model.test_cameras) == (1, ["cam00"])
+
+
 def test_the_flags_that_no_recipe_sets():
     parsed = train(
         *("--device", "cpu", "--threads", "2", "--quiet", "--resume"),
@@ -319,6 +324,7 @@ def test_a_recipe_that_contradicts_the_run_is_refused(run):
         (["--test_iterations", "0"], "--test_iterations"),
         (["--threads", "-1"], "--threads"),
         (["--seed", "-1"], "--seed"),
+        (["--llffhold", "1"], "--llffhold is 1, which holds every view out; give 2"),
         (["--resume", "--overwrite"], "--resume and --overwrite"),
         (["--model_path", "another"], "different run folders"),
         (["--configs", "no/such/recipe.py"], "no/such/recipe.py"),
