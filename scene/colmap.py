@@ -18,6 +18,7 @@ import numpy as np
 
 from scene.point_cloud import PointCloud, checked_cloud
 from utils.errors import UserError, brief
+from utils.images import natural_key
 
 NAMES = ("cameras", "images", "points3D")
 # Name and number of parameters of each model, in the order of the binary files' numbers.
@@ -90,7 +91,7 @@ class ColmapImage:
 
 @dataclass(frozen=True)
 class ColmapModel:
-    """What a model folder holds; ``images`` are in the order of their names.
+    """What a model folder holds; ``images`` are in the natural order of their names.
 
     ``paths`` are the three files, in the order of `NAMES`.
     """
@@ -123,7 +124,7 @@ def read_model(folder: Path) -> ColmapModel:
 
 
 def read_poses(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]]:
-    """The cameras of a model by number, and its images in the order of their names.
+    """The cameras of a model by number, and its images in the natural order of their names.
 
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
@@ -146,7 +147,7 @@ def read_poses(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]
         numbers = np.array((*image.quaternion, *image.translation))
         if not ((np.abs(numbers) < LARGEST).all() and np.abs(numbers[:4]).max() > 1e-6):
             raise UserError(f"{pictures}: the pose of {image.name} is no pose; make it again")
-    return cameras, sorted(images, key=lambda image: image.name)
+    return cameras, images
 
 
 def read_points(folder: Path) -> PointCloud:
@@ -178,6 +179,11 @@ def _read(path: Path, reader):
             return reader(data)
     except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({brief(error)}); copy the model again") from None
+
+
+def _in_order(images: list[ColmapImage]) -> list[ColmapImage]:
+    """By name, frame 2 before frame 10; a ValueError where a name's digits are no number's."""
+    return sorted(images, key=lambda image: natural_key(image.name))
 
 
 # ---- binary -------------------------------------------------------------------------------------
@@ -238,7 +244,7 @@ def _binary_images(data: bytes) -> list[ColmapImage]:
         cursor.skip(24 * cursor.count(24))
         images.append(ColmapImage(name, camera, tuple(pose[:4]), tuple(pose[4:])))
     cursor.finish()
-    return images
+    return _in_order(images)
 
 
 def _binary_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -312,7 +318,7 @@ def _text_images(data: bytes) -> list[ColmapImage]:
         if len(features.split()) % 3:
             raise ValueError(f"the features of {images[-1].name} are not x, y, point each")
     _check_count(len(images), count)
-    return images
+    return _in_order(images)
 
 
 def _text_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """COLMAP scenes: photos with poses from structure from motion, in ``sparse/0`` beside ``images``.
 
-Every image is a moment of its own, in the order of their names, as in a video of one camera that
-moves; a scene that stands still is one that no expert finds anything to do in. Every eighth image
-is held out (``--llffhold``), or those that ``--test_cameras`` names.
+Every image is a moment of its own, in the natural order of their names, as in a video of one camera
+that moves; a scene that stands still is one that no expert finds anything to do in. Every eighth
+image is held out (``--llffhold``), or those that ``--test_cameras`` names.
 """
 
 from __future__ import annotations

@@ -40,6 +40,31 @@ def test_times_run_over_the_images_in_order_of_name(tmp_path):
     assert builders.load(tmp_path).times == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_photos_are_moments_in_natural_order(tmp_path, binary):
+    truth = builders.rig(12, spread=0.05)
+    names = [f"{i + 1}.png" for i in range(12)]
+    for i, name in enumerate(names):
+        builders.save(tmp_path / "images" / name, builders.picture(truth[i], i / 11))
+    folder = tmp_path / "sparse/0"
+    builders.write_colmap(
+        folder, truth, builders.cloud(), binary=binary, model="PINHOLE", names=names
+    )
+    scene = builders.load(tmp_path)
+    assert [v.camera.name for v in scene.test] == ["1.png", "9.png"]
+    by_time = sorted(scene.train + scene.test, key=lambda view: view.time)
+    assert [v.camera.name for v in by_time] == names
+    assert max(builders.marker_error(view) for view in by_time) < 0.25
+
+
+def test_a_name_with_more_digits_than_a_number_can_have_is_refused(tmp_path):
+    builders.colmap_scene(tmp_path, binary=False)
+    path = tmp_path / "sparse/0/images.txt"
+    path.write_text(path.read_text().replace("0004.png", f"{'7' * 5000}.png"))
+    with pytest.raises(UserError, match=r"images.txt: damaged"):
+        builders.load(tmp_path)
+
+
 def test_smaller_photos_scale_the_intrinsics(tmp_path):
     builders.colmap_scene(tmp_path)
     (tmp_path / "images_2").mkdir()
