@@ -10,6 +10,7 @@ colmap/                        features, matches and points of the known poses
 colmap/dense/workspace/fused.ply
 points3D_downsample.ply        what training starts from
 
+Training reads the frames and leaves the videos alone (with --no_frames: the other way round).
 What is done and still valid is skipped, so an interrupted run goes on where it was. COLMAP is the
 package pycolmap (pip install -r requirements-preprocess.txt) or a program (--colmap_bin). Where it
 has no CUDA there is no dense stereo: the points are then triangulated at several moments.
@@ -28,7 +29,7 @@ from scene.cameras import Camera
 from scene.datasets.n3v import MARKER, read_rows, row_camera
 from script.preprocessing import options
 from script.preprocessing.footage import Clip, check_rates, choose_frames, find_clips
-from script.preprocessing.frames import Extraction, extract
+from script.preprocessing.frames import Extraction, all_frames, extract
 from script.preprocessing.rig import Rig, chosen_tools, extracted, has_own_points, make_points
 from script.preprocessing.steps import Steps
 from utils.errors import UserError, cli
@@ -71,14 +72,17 @@ def prepare(chosen: argparse.Namespace) -> None:
     print(f"{root}: {len(clips)} cameras, {len(frames)} frames of each")
     steps = Steps(root, redo=chosen.redo)
     rig = Rig(root, cameras, clips, frames)
-    if not chosen.no_frames and clips[0].path.parent != root / "images":
+    if clips[0].path.parent != root / "images":
         jobs = [
             Extraction(clip, frames, root / "images" / clip.name, size, chosen.format)
             for clip, size in zip(clips, sizes, strict=True)
         ]
-        extract(jobs, steps)
-        done = extracted(root / "images", [clip.name for clip in clips])
-        rig = Rig(root, cameras, done, range(len(frames)))
+        if chosen.no_frames:
+            steps.forget(all_frames(jobs))  # of an earlier run: training is to read the videos
+        else:
+            extract(jobs, steps)
+            done = extracted(root / "images", [clip.name for clip in clips])
+            rig = Rig(root, cameras, done, range(len(frames)))
     if not has_own_points(root, steps):
         make_points(rig, tools, steps, chosen)
     print(f"ready: python -m scene.inspect {root}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from scene.datasets.common import Capture, Shot, frame_time, note
 from scene.frames import FrameSource, ImageFrames, Size, VideoFrames
 from utils import images, video
 from utils.errors import UserError
+
+# What the preparing scripts write when the frames of all cameras are whole (their step "frames").
+PREPARED = ".steps/frames.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
     """Camera name -> its video, folder of frames or single image, in natural order of names.
 
     The first kind of which there are ``count`` cameras; if there is none, the kind with the most.
+    Folders go before videos that they have the names of if ``images_folder`` was named on purpose,
+    or if a preparing script made them and they are whole: a note says which of the two are read.
     """
     extracted = root / images_folder
     inside = list(extracted.iterdir()) if extracted.is_dir() else []
@@ -68,8 +74,27 @@ def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
         {p.parent.name: p for p in root.glob(f"cam*/{images_folder}") if holds_frames(p)},
         {p.stem: p for p in inside if p.suffix.lower() in images.SUFFIXES},
     ]
+    films, folders = kinds[:2]
+    if len(films) == count and films.keys() == folders.keys():
+        if images_folder != ModelParams.images or _are_prepared(root, folders):
+            note(f"{root}: has videos and frames in {images_folder}; reading the frames")
+            return in_order(folders)
+        note(
+            f"{root}: has videos and frames in {images_folder}; reading the videos, since no "
+            "preparing script made or finished the frames (to read those, move the videos away)"
+        )
     complete = (found for found in kinds if len(found) == count)
     return in_order(next(complete, None) or max(kinds, key=len))
+
+
+def _are_prepared(root: Path, folders: dict[str, Path]) -> bool:
+    """Whether these hold what a preparing script left in them, to the byte count."""
+    found = [file for folder in folders.values() for file in images.list_images(folder)]
+    try:
+        made = json.loads((root / PREPARED).read_text(encoding="utf-8"))["files"]
+        return made == {str(file.relative_to(root)): file.stat().st_size for file in found}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False  # no stamp, or none of those scripts
 
 
 def in_order(found: dict[str, Path]) -> dict[str, Path]:

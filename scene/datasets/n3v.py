@@ -4,7 +4,8 @@
 backwards, the centre, and (height, width, focal), then the nearest and farthest depth. Rows belong
 to the cameras in the natural order of their names. A camera's frames are a video ``cam00.mp4``, or
 images in ``images/cam00/`` or ``cam00/images/``, or one image ``images/cam00.png`` for a scene of
-one time step; a video goes before images, being whole by construction.
+one time step. A video goes before images, being whole by construction, but not before the frames
+that script/pre_n3v.py made of it, nor before those that ``--images`` names.
 """
 
 from __future__ import annotations

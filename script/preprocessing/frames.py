@@ -78,12 +78,17 @@ class _Stopped(Exception):
     """Another camera failed, or the user pressed Ctrl-C."""
 
 
+def all_frames(jobs: Sequence[Extraction]) -> Step:
+    """The frames of all cameras together; its stamp is what readers of the scene believe."""
+    return Step("frames", [], [job.target for job in jobs], [job.step.key() for job in jobs])
+
+
 def extract(jobs: Sequence[Extraction], steps: Steps) -> None:
     """Writes the frames of all cameras that are not done.
 
     Frames that another program extracted (no stamp, but the right number, names and size) are
     taken as they are, where the clip's first ones are wanted. After Ctrl-C or an error, finished
-    cameras stay and no half one is there.
+    cameras stay and no half one is there; `all_frames` counts as done when the last one is.
 
     Raises:
         UserError: a video is damaged (its frame is named), or the disk is full.
@@ -94,10 +99,13 @@ def extract(jobs: Sequence[Extraction], steps: Steps) -> None:
     todo = [job for job in jobs if not steps.is_done(job.step)]
     if not todo:
         print(f"frames: done already ({len(jobs)} cameras)")
-        return
-    total = sum(len(job.frames) for job in todo)
-    with tqdm(total=total, desc="frames", unit="frame", mininterval=0.5) as bar:
-        _run_all(todo, steps, bar)
+    else:
+        steps.forget(all_frames(jobs))
+        total = sum(len(job.frames) for job in todo)
+        with tqdm(total=total, desc="frames", unit="frame", mininterval=0.5) as bar:
+            _run_all(todo, steps, bar)
+    if not steps.is_done(all_frames(jobs)):
+        steps.adopt(all_frames(jobs))
 
 
 def _is_complete(job: Extraction) -> bool:

@@ -64,7 +64,7 @@ class Steps:
             if not quiet:
                 print(f"{step.name}: done already")
             return False
-        self._stamp(step).unlink(missing_ok=True)
+        self.forget(step)
         if not quiet:
             print(f"{step.name} …", flush=True)
         make()
@@ -76,6 +76,10 @@ class Steps:
         """Stamps what is there as done."""
         made = {str(p.relative_to(self.root)): s for w in step.writes for p, s in _sizes(w)}
         write_json(self._stamp(step), {"key": step.key(), "files": made})
+
+    def forget(self, step: Step) -> None:
+        """Takes the stamp away: what is there no longer counts as done."""
+        self._stamp(step).unlink(missing_ok=True)
 
     def is_stamped(self, step: Step) -> bool:
         """Whether the step was ever finished here, with whatever settings."""

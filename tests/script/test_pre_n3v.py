@@ -17,7 +17,9 @@ pytest.importorskip("pycolmap")
 from arguments_MoDE.config import ModelParams
 from scene.colmap import read_points
 from scene.datasets import load_scene
+from scene.frames import VideoFrames
 from scene.point_cloud import read_ply
+from scene.views import Scene
 from script.pre_n3v import main
 from utils.errors import UserError
 from utils.images import list_images, read_image
@@ -91,8 +93,35 @@ def test_points_are_at_the_demos_own(scene):
 
 
 def test_the_scene_can_be_trained_on(scene):
-    loaded = load_scene(ModelParams(source_path=str(scene), duration=8))
+    loaded = load_scene(ModelParams(source_path=str(scene)))
     assert len(loaded.train) == 13 * 8 and len(loaded.test) == 8
+    assert sources(loaded) == {scene / f"images/cam{i:02}/0000.png" for i in range(14)}
+
+
+def sources(loaded: Scene) -> set[Path]:
+    """The videos, or the first frames, that a scene's pictures come from."""
+    every = loaded.train[0].store.sources
+    return {s.path if isinstance(s, VideoFrames) else s.paths[0] for s in every}
+
+
+def test_the_frames_that_were_asked_for_are_those_that_training_reads(tmp_path):
+    folder = footage(tmp_path)
+    flags = ["--startframe", "4", "--endframe", "12", "--step", "2", "-r", "2"]
+    run(folder, *flags, "--cloud_frames", "1", "--max_features", "800")
+    view = load_scene(ModelParams(source_path=str(folder))).train[3]
+    assert view.name == "cam01/0003" and view.camera.width == 128
+    expected = next(read_video(folder / "cam01.mp4", [10], (128, 96)))
+    assert np.array_equal(view.image().numpy(), expected)
+
+
+def test_without_frames_after_all_those_of_an_earlier_run_are_left_aside(tmp_path):
+    folder = footage(tmp_path, 4)
+    shutil.copy(DEMO / CLOUD, folder)
+    small(folder)
+    scene = ModelParams(source_path=str(folder))
+    assert load_scene(scene).frame_count == 2
+    small(folder, "--no_frames")
+    assert sources(load_scene(scene)) == {folder / f"cam0{i}.mp4" for i in range(4)}
 
 
 def test_a_second_run_skips_everything(scene, capsys):
@@ -116,6 +145,8 @@ def test_videos_that_were_deleted_are_not_missed(scene, tmp_path):
 def test_without_frames_training_reads_the_videos(tmp_path):
     small(footage(tmp_path, 4), "--no_frames")
     assert not (tmp_path / "images").exists() and (tmp_path / CLOUD).exists()
+    loaded = load_scene(ModelParams(source_path=str(tmp_path)))
+    assert sources(loaded) == {tmp_path / f"cam0{i}.mp4" for i in range(4)}
 
 
 def test_points_that_somebody_else_made_are_kept_unless_asked(tmp_path, capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 
 import builders
 import numpy as np
 import pytest
 
-from scene.datasets import n3v
+from scene.datasets import clips, n3v
 from utils.errors import UserError
 
 
@@ -102,6 +103,51 @@ def test_frames_stand_in_for_a_missing_video_and_strays_are_no_cameras(tmp_path)
     scene = builders.load(tmp_path)
     assert scene.train[0].store.sources[0].paths[2].name == "0002.png"
     assert max(builders.marker_error(view) for view in scene.train) < 0.25
+
+
+def _prepared(root) -> None:
+    """Frames beside the videos, fewer than theirs, with the stamp of the preparing scripts."""
+    builders.n3v_scene(root, frames=5)
+    builders.n3v_scene(root, frames=3, layout="images")
+    files = sorted((root / "images").rglob("*.png"))
+    sizes = {str(path.relative_to(root)): path.stat().st_size for path in files}
+    builders.write_json(root / clips.PREPARED, {"key": "", "files": sizes})
+
+
+def test_frames_that_were_prepared_go_before_their_videos(tmp_path, capsys):
+    _prepared(tmp_path)
+    scene = builders.load(tmp_path)
+    assert (scene.frame_count, scene.train[0].store.sources[0].paths[2].name) == (3, "0002.png")
+    assert "has videos and frames in images; reading the frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["frame", "cut", "camera", "stamp", "no stamp", "more"])
+def test_frames_that_are_not_whole_do_not_go_before_videos(tmp_path, capsys, fault):
+    _prepared(tmp_path)
+    frame = tmp_path / "images/cam02/0002.png"
+    if fault == "frame":
+        frame.unlink()
+    elif fault == "cut":
+        frame.write_bytes(frame.read_bytes()[:-5])
+    elif fault == "camera":
+        shutil.rmtree(frame.parent)
+    elif fault == "stamp":
+        (tmp_path / clips.PREPARED).write_text("[]")
+    elif fault == "no stamp":
+        (tmp_path / clips.PREPARED).unlink()
+    else:
+        shutil.copy(frame, frame.with_name("0003.png"))
+    scene = builders.load(tmp_path)
+    assert (scene.frame_count, scene.train[0].store.sources[0].path.name) == (5, "cam00.mp4")
+    assert ("reading the videos, since" in capsys.readouterr().err) == (fault != "camera")
+
+
+def test_a_folder_of_frames_that_is_named_goes_before_videos(tmp_path, capsys):
+    _prepared(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "images_2")
+    assert builders.load(tmp_path).frame_count == 5
+    assert builders.load(tmp_path, images="images_2").frame_count == 3
+    assert "frames in images_2; reading the frames" in capsys.readouterr().err
 
 
 def test_video_path_is_a_spiral_through_the_clip(tmp_path):

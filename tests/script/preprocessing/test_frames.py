@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scene.datasets.clips import PREPARED
 from script.preprocessing.footage import find_clips, probe
-from script.preprocessing.frames import Change, Extraction, extract
+from script.preprocessing.frames import Change, Extraction, all_frames, extract
 from script.preprocessing.steps import Steps
 from utils.errors import UserError
 from utils.images import read_image
@@ -174,6 +175,20 @@ def test_an_error_in_one_video_leaves_the_finished_and_nothing_half(scene, monke
     extract(jobs(scene), Steps(scene))
     after = times(scene)
     assert len(after) == 18 and before.items() <= after.items()
+
+
+def test_the_frames_of_all_cameras_are_done_only_when_those_of_each_are(scene):
+    steps, whole = Steps(scene), all_frames(jobs(scene))
+    extract(jobs(scene), steps)
+    assert steps.is_done(whole) and (scene / PREPARED).is_file()
+    good = (scene / "cam1.mp4").read_bytes()
+    filmed(scene / "cam1.mp4", 3)
+    with pytest.raises(UserError, match="ends after 3"):
+        extract(jobs(scene), steps)
+    assert not (scene / PREPARED).exists()
+    (scene / "cam1.mp4").write_bytes(good)
+    extract(jobs(scene), steps)
+    assert steps.is_done(all_frames(jobs(scene)))
 
 
 def test_an_error_leaves_the_older_frames_of_that_camera(scene):
