@@ -211,6 +211,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=ModelParams.llffhold,
         help="hold out every n-th image of a camera that moves, 0: none, as in training",
     )
+    parser.add_argument(
+        "-i",
+        "--images",
+        default=ModelParams.images,
+        help="folder of extracted frames inside the scene folder, as in training",
+    )
     parser.add_argument("--cameras", action="store_true", help="also a line for every camera")
     parser.add_argument(
         "--rig", type=Path, help="where to draw the rig (default: ./<folder>_rig.png)"
@@ -228,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--llffhold {arguments.llffhold}: give 0 for none, or a positive number")
     settings = ModelParams(
         source_path=str(arguments.source_path),
+        images=arguments.images,
         duration=0,
         test_cameras=arguments.test_cameras,
         llffhold=arguments.llffhold,

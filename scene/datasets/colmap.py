@@ -7,6 +7,7 @@ image is held out (``--llffhold``), or those that ``--test_cameras`` names.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scene.colmap import ColmapImage, ColmapModel, find_model, read_model
 from scene.datasets.common import Capture, Shot, choose_cameras, clip_frames, frame_time
 from scene.frames import ImageFrames
 from utils.errors import UserError
-from utils.images import check_image
+from utils.images import check_image, list_images
 
 MARKER = "sparse/0/cameras.bin or .txt"
 
@@ -30,11 +31,12 @@ def load(root: Path, model: ModelParams) -> Capture:
     """Reads the scene.
 
     Raises:
-        UserError: a file is missing or damaged, or a lens is distorted.
+        UserError: a file is missing or damaged, a lens is distorted, or these are static cameras.
     """
     folder = find_model(root) or root / "sparse" / "0"
     colmap = read_model(folder)
     pictures = _images_folder(root, model.images)
+    _refuse_clips(pictures, colmap, root)
     chosen = clip_frames(len(colmap.images), model, folder)
     images = [colmap.images[i] for i in chosen]
     names = [image.name for image in images]
@@ -59,6 +61,18 @@ def _images_folder(root: Path, name: str) -> Path:
     if not smaller:
         raise UserError(f"{root / name}: missing; put the undistorted photos there")
     return min(smaller, key=lambda p: int(p.name[len(name) + 1 :]))
+
+
+def _refuse_clips(pictures: Path, colmap: ColmapModel, root: Path) -> None:
+    """Refuses a model with one image of each of several folders that all have more frames."""
+    folders = {(pictures / image.name).parent for image in colmap.images}
+    if len(folders) < max(len(colmap.images), 2):
+        return
+    if all(os.path.isdir(folder) and len(list_images(folder)) > 1 for folder in folders):
+        raise UserError(
+            f"{colmap.paths[1]}: has one image of each folder of frames (as {min(folders)}), so "
+            f"these are static cameras, not one that moves; move those folders to {root / 'images'}"
+        )
 
 
 def _camera(

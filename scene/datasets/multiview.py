@@ -41,7 +41,9 @@ def fits(root: Path) -> bool:
     A damaged model beside clips fits too: reading it says what is wrong, where another format
     might not look at it.
     """
-    return _find_model(root, "images") is not None
+    if _find_model(root, _kinds(root, ModelParams.images)):
+        return True
+    return _find_model(root, [kind for _, kind in _elsewhere(root)]) is not None
 
 
 def load(root: Path, model: ModelParams) -> Capture:
@@ -50,14 +52,12 @@ def load(root: Path, model: ModelParams) -> Capture:
     Raises:
         UserError: a file is missing or damaged, a camera has no frames, or a lens is distorted.
     """
-    folder = _find_model(root, model.images)
+    kinds = _kinds(root, model.images)
+    folder = _find_model(root, kinds)
     if folder is None:
-        raise UserError(
-            f"--images {model.images}: {root / model.images} has no folder of frames for any image "
-            "of the COLMAP model; name the one that has"
-        )
+        raise _without_frames(root, model.images)
     lenses, images = read_poses(folder)
-    found = _most_complete(_kinds(root, model.images), images, folder)
+    found = _most_complete(kinds, images, folder)
     posed = _by_camera(root, images, found, folder)
     names = list(in_order({name: found[name] for name in posed}))
     clips = [probe(found[name]) for name in names]
@@ -72,9 +72,9 @@ def load(root: Path, model: ModelParams) -> Capture:
     return capture
 
 
-def _find_model(root: Path, images_folder: str) -> Path | None:
+def _find_model(root: Path, kinds: list[dict[str, Path]]) -> Path | None:
     """The first model in which cameras of clips have an image each, or that cannot be read."""
-    kinds = [kind for kind in _kinds(root, images_folder) if kind]
+    kinds = [kind for kind in kinds if kind]
     for folder in (root / name for name in _MODELS):
         if not (kinds and is_model(folder)):
             continue
@@ -102,6 +102,39 @@ def _kinds(root: Path, images_folder: str) -> list[dict[str, Path]]:
         {p.parent.name: p for p in nested if holds_frames(p)},
         {p.stem: p for p in here if p.suffix.lower() in video.SUFFIXES and p.is_file()},
     ]
+
+
+def _elsewhere(root: Path) -> list[tuple[str, dict[str, Path]]]:
+    """What ``--images`` may have to name, with the folders of frames that it would find.
+
+    That is a folder of the scene that has folders of frames in it (``frames/camXX``), or the name
+    of folders of frames that several have (``camXX/frames``).
+    """
+    nested: dict[str, dict[str, Path]] = {}
+    found = []
+    for folder in in_order({path.name: path for path in root.iterdir()}).values():
+        if folder.name in ("masks", "sparse") or folder.name[0] == "." or not folder.is_dir():
+            continue
+        inside = {path.name: path for path in folder.iterdir() if holds_frames(path)}
+        found.append((folder.name, inside))
+        for name, path in inside.items():
+            nested.setdefault(name, {})[folder.name] = path
+    return [(name, kind) for name, kind in [*found, *nested.items()] if kind]
+
+
+def _without_frames(root: Path, images_folder: str) -> UserError:
+    """What is wrong where ``--images`` names no frames; a damaged model is refused by name."""
+    others = _elsewhere(root)
+    folder = _find_model(root, [kind for _, kind in others])
+    remedy = "name the one that has"
+    if folder is not None:
+        _, images = read_poses(folder)
+        best = _most_complete([kind for _, kind in others], images, folder)
+        remedy = f"give --images {next(name for name, kind in others if kind is best)}"
+    return UserError(
+        f"--images {images_folder}: {root / images_folder} has no folder of frames for any image "
+        f"of the COLMAP model; {remedy}"
+    )
 
 
 def _most_complete(

@@ -78,6 +78,13 @@ def test_every_nth_image_is_held_out_as_in_training(tmp_path, capsys):
         main([str(tmp_path / "walk"), "--rig", str(tmp_path / "rig.png"), "--llffhold", "-1"])
 
 
+def test_frames_in_another_folder_are_named_as_in_training(tmp_path, capsys):
+    builders.multiview_scene(tmp_path / "rig", names="cam{:02d}/0000.png")
+    (tmp_path / "rig/images").rename(tmp_path / "rig/frames")
+    main([str(tmp_path / "rig"), "--rig", str(tmp_path / "rig.png"), "--images", "frames"])
+    assert "multi-view\ntraining views   9, from 3 poses" in capsys.readouterr().out
+
+
 def test_a_camera_that_looks_away_is_suspicious(folder):
     scene = load_scene(ModelParams(source_path=str(folder), duration=0))
     scene.points.xyz[:] = scene.train[0].camera.camera_center - 3 * scene.train[0].camera.forward

@@ -65,6 +65,31 @@ def test_a_name_with_more_digits_than_a_number_can_have_is_refused(tmp_path):
         builders.load(tmp_path)
 
 
+def _rig_in_a_folder(root, frames: int) -> None:
+    """Folders one deeper than those of multi-view scenes; the model has one image of each."""
+    truth = builders.rig(4)
+    names = [f"rig/cam{i:02d}/0000.png" for i in range(4)]
+    for name in names:
+        for frame in range(frames):
+            path = root / "images" / name
+            builders.save(path.with_name(f"{frame:04d}.png"), np.zeros((48, 64, 3), np.uint8))
+    points = builders.cloud()
+    builders.write_colmap(
+        root / "sparse/0", truth, points, binary=True, model="PINHOLE", names=names
+    )
+
+
+def test_first_frames_of_clips_are_refused_and_single_photos_in_folders_are_not(tmp_path):
+    _rig_in_a_folder(tmp_path / "clips", frames=3)
+    with pytest.raises(UserError, match=r"images.bin: .* static cameras.* to .*images$"):
+        builders.load(tmp_path / "clips")
+    for path in list((tmp_path / "clips/images/rig").iterdir()):
+        path.rename(tmp_path / "clips/images" / path.name)  # as the line says
+    assert builders.load(tmp_path / "clips").kind == "multiview"
+    _rig_in_a_folder(tmp_path / "photos", frames=1)
+    assert builders.load(tmp_path / "photos").kind == "colmap"
+
+
 def test_smaller_photos_scale_the_intrinsics(tmp_path):
     builders.colmap_scene(tmp_path)
     (tmp_path / "images_2").mkdir()

@@ -156,6 +156,25 @@ def test_images_in_another_folder_are_named_by_a_flag(tmp_path):
         builders.load(tmp_path, images="nowhere")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("folder", ["frames", "images_2"])
+def test_frames_in_another_folder_only_are_of_a_rig_too(tmp_path, folder, nested):
+    builders.multiview_scene(tmp_path, names="cam{:02d}/0000.png")
+    for path in list((tmp_path / "images").iterdir()):
+        target = tmp_path / (f"{path.name}/{folder}" if nested else f"{folder}/{path.name}")
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    (tmp_path / "images").rmdir()
+    scene = builders.load(tmp_path, images=folder)
+    assert (scene.kind, scene.frame_count, len(scene.camera_names)) == ("multiview", 3, 4)
+    assert max(builders.marker_error(view) for view in scene.train + scene.test) < 0.25
+    with pytest.raises(UserError, match=f"--images images: .*; give --images {folder}$"):
+        builders.load(tmp_path)
+    (tmp_path / "sparse/0/images.txt").write_text("")
+    with pytest.raises(UserError, match=r"images\.txt: registers no image"):
+        builders.load(tmp_path)
+
+
 def test_photos_in_a_folder_per_camera_that_moves_are_a_colmap_scene(tmp_path):
     names = ["left/{:04d}.png", "right/{:04d}.png"]
     listed = [names[i % 2].format(i) for i in range(6)]
