@@ -32,7 +32,10 @@ _SCALING = _scaling()
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says about itself: size in pixels, number of frames, frames per second."""
+    """What a video file says about itself: size in pixels, number of frames, frames per second.
+
+    The size is that of the upright picture, as `read_video` gives it.
+    """
 
     width: int
     height: int
@@ -51,8 +54,11 @@ def probe_video(path: str | Path) -> VideoInfo:
         first = next(iter(_decode(path, container, stream)), None)
         if first is None:
             raise UserError(f"{path}: holds no video frame; restore the file")
+        width, height = first.width, first.height
+        if _quarter_turns(first, stream) % 2:
+            width, height = height, width
         rate = stream.average_rate or stream.guessed_rate or Fraction(30)
-    return VideoInfo(first.width, first.height, listed or _count_packets(path), float(rate))
+    return VideoInfo(width, height, listed or _count_packets(path), float(rate))
 
 
 def _listed_frames(path: str | Path, stream: av.VideoStream) -> int:
@@ -80,10 +86,12 @@ def read_video(
 ) -> Iterator[np.ndarray]:
     """Decodes a video once from its start, yielding the wanted frames in ascending order.
 
+    Frames are turned as the file asks for, which phones do where they were held upright.
+
     Args:
         path: the file.
         frames: indices of the frames to yield; None: all. Decoding stops after the last of them.
-        size: (width, height) wanted, area-filtered; None keeps the file's own.
+        size: (width, height) wanted, upright and area-filtered; None keeps the file's own.
 
     Yields:
         (H, W, 3) uint8, RGB.
@@ -92,11 +100,13 @@ def read_video(
         UserError: the file is missing, a frame is damaged, or the file ends before the last one.
     """
     wanted = None if frames is None else set(frames)
-    count = 0
+    count = turns = 0
     with _open(path) as (container, stream):
         for count, frame in enumerate(_decode(path, container, stream), start=1):
+            if count == 1:
+                turns = _quarter_turns(frame, stream)
             if wanted is None or count - 1 in wanted:
-                yield _to_rgb(frame, size)
+                yield _to_rgb(frame, size, turns)
             if wanted is not None and count > max(wanted, default=-1):
                 return
         expected = stream.frames if wanted is None else max(wanted, default=-1) + 1
@@ -104,10 +114,21 @@ def read_video(
         raise UserError(f"{path}: ends after {count} of {expected} frames; restore the file")
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-    width, height = size or (frame.width, frame.height)
+def _quarter_turns(frame: av.VideoFrame, stream: av.VideoStream) -> int:
+    """By how many quarter turns, counter-clockwise, the stored picture must be turned: 0 to 3."""
+    degrees = getattr(frame, "rotation", None)
+    if degrees is None:  # older PyAV versions say it of the stream
+        degrees = (getattr(stream, "side_data", None) or {}).get("DISPLAYMATRIX", 0)
+    return round(degrees / 90) % 4
+
+
+def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None, turns: int) -> np.ndarray:
+    width, height = frame.width, frame.height
+    if size is not None:
+        width, height = size[::-1] if turns % 2 else size
     scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=_SCALING)
-    return scaled.to_ndarray()
+    pixels = scaled.to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
 @contextmanager

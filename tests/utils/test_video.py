@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 
 import av
@@ -64,6 +65,42 @@ def test_frames_can_be_scaled_down_without_a_shift(clip):
     full = next(read_video(clip, [0]))
     average = full.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))
     assert np.abs(small - average).mean() < 2
+
+
+def _turn(path, a: int, b: int, c: int, d: int) -> None:
+    """Writes the first four numbers of the display matrix of an mp4's only track."""
+    data, one = bytearray(path.read_bytes()), 1 << 16
+    at = data.index(b"tkhd") + 4 + 4 + 5 * 4 + 8 + 8  # version and flags, times, layer, volume
+    assert struct.unpack_from(">9i", data, at) == (one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, at, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
+)
+def test_pictures_are_turned_upright_as_the_file_asks_for(clip, matrix, turns):
+    stored = list(read_video(clip))
+    _turn(clip, *matrix)
+    upright = [np.rot90(pixels, turns) for pixels in stored]
+    assert all(map(np.array_equal, read_video(clip), upright))
+    height, width = upright[0].shape[:2]
+    info = probe_video(clip)
+    assert (info.width, info.height, info.frames) == (width, height, 12)
+    assert np.array_equal(next(read_video(clip, [7])), upright[7])
+    small = next(read_video(clip, [7], (width // 2, height // 2)))
+    assert small.shape == (height // 2, width // 2, 3) and small.flags.c_contiguous
+    average = upright[7].reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
+    assert np.abs(small - average).mean() < 2
+
+
+def test_a_quarter_turn_to_the_right_puts_the_left_side_on_top(tmp_path):
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:, :32] = 255
+    write_video(tmp_path / "a.mp4", [frame])
+    _turn(tmp_path / "a.mp4", 0, 1, -1, 0)
+    (pixels,) = read_video(tmp_path / "a.mp4")
+    assert pixels.shape == (64, 48, 3) and pixels[:30].min() > 200 and pixels[34:].max() < 50
 
 
 def test_odd_sizes_are_padded_by_their_edge(tmp_path):
