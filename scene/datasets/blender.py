@@ -31,7 +31,7 @@ def load(root: Path, model: ModelParams) -> Capture:
     test = _read_transforms(test_file) if test_file.exists() else []
     if not test:
         note(f"{test_file} is missing or empty: no view is held out")
-    names = name_cameras([*train, *test], find_rig([*train, *test]))
+    names = name_cameras([*train, *test], find_rig(train, test))
     capture = Capture("blender", names, 0, first_cloud(root, _CLOUDS, train), root / MARKER)
     return capture_pictures(capture, train, test, model)
 

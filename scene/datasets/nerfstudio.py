@@ -7,8 +7,8 @@ order of their names, as of one camera that moves. Image names may lead to a fol
 scene's (``../images/0000.png``) but no further. A frame's mask is its ``mask_path``: white counts.
 
 Held out are, in this order: what ``--test_cameras`` names (images where the camera moves); the list
-``test_filenames`` of the file, else ``val_filenames``; the first camera of a static rig; every
-eighth image (``--llffhold``).
+``test_filenames`` of the file, else ``val_filenames``; the first camera of a static rig, which is
+one where every pose recurs; every eighth image (``--llffhold``).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,19 +36,24 @@ class Picture:
     mask: Path | None = None
 
 
-def find_rig(pictures: Sequence[Picture]) -> list[str]:
+def find_rig(pictures: Sequence[Picture], held_out: Sequence[Picture] = ()) -> list[str]:
     """Finds out which pictures share a camera, and gives each its row.
 
+    Args:
+        pictures: that tell a rig from a camera that moves, which may stand still for a while.
+        held_out: others, whose poses need not recur.
+
     Returns:
-        The names of the cameras of a fixed rig, in the order in which they appear, if there are at
-        most half as many poses as pictures. No name for one camera that moves: all rows are 0 then.
+        The names of the cameras of a fixed rig, in the order in which they appear, if every pose
+        recurs. No name for one camera that moves: all rows are 0 then.
     """
+    every = [*pictures, *held_out]
     rows: dict[bytes, int] = {}
-    for picture in pictures:
+    for picture in every:
         picture.row = rows.setdefault(_pose_key(picture.camera), len(rows))
-    if 2 * len(rows) <= len(pictures):
+    if min(Counter(picture.row for picture in pictures).values()) > 1:
         return [f"cam{row:02d}" for row in range(len(rows))]
-    for picture in pictures:
+    for picture in every:
         picture.row = 0
     return []
 

@@ -27,6 +27,13 @@ def test_splits_and_rig_rows(tmp_path):
     assert len({v.name for v in scene.train}) == 9
 
 
+def test_the_pose_of_a_held_out_view_need_not_recur_for_a_rig(tmp_path):
+    builders.blender_scene(tmp_path, frames=7, cameras=4)
+    scene = builders.load(tmp_path)
+    assert scene.camera_names == ["cam00", "cam01", "cam02", "cam03"]
+    assert [view.camera.name for view in scene.test] == ["cam03"]
+
+
 def test_a_moving_camera_is_one_row(tmp_path):
     builders.blender_scene(tmp_path, frames=6, cameras=6)
     scene = builders.load(tmp_path)

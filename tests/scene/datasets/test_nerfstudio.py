@@ -84,6 +84,20 @@ def test_a_moving_camera_has_every_eighth_image_held_out(moving):
     assert [v.camera.name for v in named.test] == ["frame_00004"]
 
 
+@pytest.mark.parametrize("still", [range(1), range(6), range(4, 10)])
+def test_a_camera_that_stands_still_for_a_while_is_no_rig(moving, still):
+    def hold(meta: dict) -> None:
+        first = meta["frames"][still[0]]
+        for i in still:
+            for key in ("transform_matrix", "fl_x", "fl_y"):
+                meta["frames"][i][key] = first[key]
+
+    _edit(moving, hold)
+    scene = builders.load(moving)
+    assert scene.camera_names == ["moving"]
+    assert [v.camera.name for v in scene.test] == ["frame_00000", "frame_00008"]
+
+
 def test_a_rig_has_its_first_camera_held_out_and_folders_give_the_names(tmp_path):
     builders.nerfstudio_scene(tmp_path, frames=5, cameras=3)
     scene = builders.load(tmp_path)
