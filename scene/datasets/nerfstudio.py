@@ -3,8 +3,9 @@
 Poses and intrinsics are as `scene.datasets.transforms` has them; ``applied_transform`` is in the
 poses already, and in the cloud that ``ply_file_path`` names, so there is nothing to do for it.
 Each frame has a ``time``, in any unit, or none has: then the images are moments in the natural
-order of their names, as of one camera that moves. Image names may lead to a folder beside the
-scene's (``../images/0000.png``) but no further. A frame's mask is its ``mask_path``: white counts.
+order of their names, those of each camera by themselves if it is a static rig. Image names may lead
+to a folder beside the scene's (``../images/0000.png``) but no further. A frame's mask is its
+``mask_path``: white counts.
 
 Held out are, in this order: what ``--test_cameras`` names (images where the camera moves); the list
 ``test_filenames`` of the file, else ``val_filenames``; the first camera of a static rig, which is
@@ -14,6 +15,7 @@ one where every pose recurs; every eighth image (``--llffhold``).
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -74,7 +76,10 @@ def load(root: Path, model: ModelParams) -> Capture:
         raise UserError(f"{path}: lists no frame; there is nothing to train on")
     pictures = _read_pictures(path, meta, frames)
     every = list(pictures.values())
-    names = name_cameras(every, _named(find_rig(every), pictures))
+    rig = find_rig(every)
+    if not any(_is_timed(frame) for frame in frames):
+        _number(path, every, len(rig))
+    names = name_cameras(every, _named(rig, pictures))
     held_out, left_out = _split(path, meta, pictures, names, model)
     train = [p for name, p in pictures.items() if name not in held_out | left_out]
     test = [p for name, p in pictures.items() if name in held_out]
@@ -89,7 +94,7 @@ def load(root: Path, model: ModelParams) -> Capture:
 
 def _read_pictures(path: Path, meta: dict, frames: list[dict]) -> dict[str, Picture]:
     """Name -> picture, in natural order; the name is the file's path without its suffix."""
-    timed = [frame.get("time") is not None for frame in frames]
+    timed = [_is_timed(frame) for frame in frames]
     if any(timed) and not all(timed):
         raise UserError(
             f"{path}: frame {timed.index(False)} has no 'time' but others do; add it, or remove all"
@@ -105,13 +110,30 @@ def _read_pictures(path: Path, meta: dict, frames: list[dict]) -> dict[str, Pict
         pictures[name].mask = _mask(where, path.parent, frame.get("mask_path"))
     pictures = {name: pictures[name] for name in sorted(pictures, key=natural_key)}
     above = os.path.commonpath([os.path.dirname(name) for name in pictures])
-    for index, (name, picture) in enumerate(pictures.items()):
+    for name, picture in pictures.items():
         picture.camera = replace(picture.camera, name=os.path.relpath(name, above or "."))
-        if not any(timed):
-            picture.time = float(index)
-    if not any(timed):
-        note(f"{path}: frames have no 'time'; each is a moment, in the order of their names")
     return pictures
+
+
+def _is_timed(frame: dict) -> bool:
+    return frame.get("time") is not None
+
+
+def _number(path: Path, pictures: list[Picture], cameras: int) -> None:
+    """Gives pictures times in their order: of all, or of each camera of a rig by itself."""
+    counts: Counter[int] = Counter()
+    for picture in pictures:  # whose row is 0 where there is no rig
+        picture.time = float(counts[picture.row])
+        counts[picture.row] += 1
+    what = (
+        f"each is a moment of its camera, {cameras} stand still" if cameras else "each is a moment"
+    )
+    note(f"{path}: frames have no 'time'; {what}, in the order of their names")
+    if len(set(counts.values())) > 1:
+        note(
+            f"{path}: the cameras have {min(counts.values())} to {max(counts.values())} frames; if "
+            "some are missing in between, add 'time' to all"
+        )
 
 
 def _name(where: str, key: str, value: Any) -> str:

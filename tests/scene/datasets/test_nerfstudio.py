@@ -134,6 +134,27 @@ def test_without_times_images_are_moments_in_natural_order(tmp_path, capsys):
     assert max(builders.marker_error(view) for view in scene.train + scene.test) < 0.25
 
 
+def test_without_times_the_frames_of_each_camera_of_a_rig_are_numbered(tmp_path, capsys):
+    builders.nerfstudio_scene(tmp_path, frames=5, cameras=3, times=False)
+    scene = builders.load(tmp_path)
+    assert "no 'time'; each is a moment of its camera, 3 stand still" in capsys.readouterr().err
+    assert {v.camera.name for v in scene.test} == {"eye0"}
+    for camera in range(3):
+        views = [v for v in scene.train + scene.test if v.camera_index == camera]
+        assert [v.time for v in views] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        assert max(builders.marker_error(view) for view in views) < 0.25
+    assert builders.load(tmp_path, start_frame=1, frame_step=2).times == [0.0, 0.5, 1.0]
+
+
+def test_cameras_with_more_frames_than_others_are_told_of_where_nothing_has_a_time(
+    tmp_path, capsys
+):
+    builders.nerfstudio_scene(tmp_path, frames=5, cameras=3, times=False)
+    _edit(tmp_path, lambda m: m["frames"].pop())
+    builders.load(tmp_path)
+    assert "the cameras have 4 to 5 frames; if some are missing" in capsys.readouterr().err
+
+
 def _rename(root, frame: dict) -> None:
     """frame_00007 becomes f7, and so on, and the last one f10, after f9 in natural order only."""
     number = int(frame["file_path"][-9:-4])
