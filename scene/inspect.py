@@ -26,7 +26,7 @@ MARGIN = 30
 DRAWN_POINTS = 6000
 NAMES_UP_TO = 40  # cameras; more names than that cover each other
 FEW = 0.01  # share of the points below which a camera is suspicious
-ON_PATH = 0.9  # share of the views with a pose of their own above which the camera moves
+ON_PATH = 0.9  # share of the views, of several moments, with a pose of their own: a moving camera
 TRAIN_COLOUR, TEST_COLOUR = (0, 90, 160), (200, 60, 0)
 PLANES = (("seen along y", 0, 2), ("seen along z", 0, 1))
 
@@ -61,12 +61,13 @@ def describe(scene: Scene, poses: Sequence[Pose], title: str) -> list[str]:
     sizes = sorted({(pose.camera.width, pose.camera.height) for pose in poses})
     held_out = list(dict.fromkeys(pose.camera.name for pose in poses if pose.held_out))
     train = sum(not pose.held_out for pose in poses)
-    moving = train > ON_PATH * len(scene.train)
+    moments = len({view.time for view in scene.train})
+    moving = moments > 1 and train > ON_PATH * len(scene.train)
     times = scene.times
     lines = [
         f"{scene.source_path}: {title}",
         f"training views   {len(scene.train)}, from {train} poses"
-        + (" (a camera that moves)" if moving and train > 1 else ""),
+        + (" (a camera that moves)" if moving else ""),
         f"held-out views   {len(scene.test)}"
         + ("" if moving or not held_out else f", of {_shortened(held_out)}"),
         f"times            {len(times)}, from {times[0]:.4g} to {times[-1]:.4g}",

@@ -47,6 +47,14 @@ def test_a_camera_that_moves_is_one_camera(tmp_path, capsys):
     assert "a camera that moves" in capsys.readouterr().out
 
 
+def test_a_rig_of_one_moment_is_no_camera_that_moves(tmp_path, capsys):
+    truth = builders.multiview_scene(tmp_path / "stills", frames=1)
+    main([str(tmp_path / "stills"), "--rig", str(tmp_path / "rig.png")])
+    said = capsys.readouterr().out
+    assert "3, from 3 poses\n" in said and "1, of cam00\n" in said
+    assert f"\nbaseline         {_nearest(truth):.4g} " in said
+
+
 def _nearest(truth) -> float:
     centres = [camera.pose[:3, 3] for camera in truth]
     return min(np.linalg.norm(a - b) for i, a in enumerate(centres) for b in centres[:i])
