@@ -70,7 +70,8 @@ class ModelParams:
     frame_step: int = option(1, "use every n-th frame")
     time_convention: str = option(
         "full",
-        "time of frame i of F: full = i/(F-1), published = i/F",
+        "time of frame i of F: full = i/(F-1), published = i/F; where files give times (D-NeRF, "
+        "nerfstudio), those are kept, from 0 to 1",
         choices=("full", "published"),
         structural=True,
     )

@@ -53,8 +53,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--time_convention",
         choices=("published", "full"),
-        default="published",
-        help="time of frame i of F: i/F (published, the default) or i/(F-1) (full)",
+        help="time of frame i of F: i/F (published) or i/(F-1) (full); default: published, but "
+        "full for 4DGaussians and Grid4D where the scene is HyperNeRF's",
     )
     parser.add_argument(
         "--allow_partial",

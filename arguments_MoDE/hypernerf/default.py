@@ -7,7 +7,7 @@ expert, and the router's of MoDE for Neural 3D Video scaled to the shorter run. 
 ModelParams = dict(
     resolution=1,  # `rgb/2x` as it is: half of the photographs' size
     duration=0,  # the whole clip, 164 to 513 moments
-    time_convention="full",  # the files give times; this is for the camera path
+    time_convention="full",  # warp_id by the largest, as 4DGaussians has it
 )
 
 OptimizationParams = dict(

@@ -4,8 +4,8 @@
 (the camera's centre) and intrinsics for an image of ``image_size``. Images come from ``rgb/2x``, as
 the published readers have it, else from the largest size there is; ``--images rgb/4x`` picks
 another. Positions are used as the files have them, without the shift and scale of ``scene.json``,
-since clouds are in that frame. A picture's time is its ``warp_id``, moved and scaled so that the
-clip in use runs from 0 to 1.
+since clouds are in that frame. A picture's time is its ``warp_id``, a number of frames: moved
+and scaled so that the clip in use runs from 0 to 1, or to where ``--time_convention`` has its end.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def load(root: Path, model: ModelParams) -> Capture:
         )
     names = _number_cameras([*train, *test])
     capture = Capture("hypernerf", names, 0, _cloud(root), root / "camera")
-    return capture_pictures(capture, train, test, model)
+    return capture_pictures(capture, train, test, model, numbered=True)
 
 
 def _number_cameras(pictures: list[Picture]) -> list[str]:

@@ -77,7 +77,8 @@ def load(root: Path, model: ModelParams) -> Capture:
     pictures = _read_pictures(path, meta, frames)
     every = list(pictures.values())
     rig = find_rig(every)
-    if not any(_is_timed(frame) for frame in frames):
+    numbered = not any(_is_timed(frame) for frame in frames)
+    if numbered:
         _number(path, every, len(rig))
     names = name_cameras(every, _named(rig, pictures))
     held_out, left_out = _split(path, meta, pictures, names, model)
@@ -86,7 +87,7 @@ def load(root: Path, model: ModelParams) -> Capture:
     if not train:
         raise UserError(f"{path}: no image is left for training; hold out fewer")
     capture = Capture("nerfstudio", names, 0, _cloud(root, meta, train), path)
-    return capture_pictures(capture, train, test, model)
+    return capture_pictures(capture, train, test, model, numbered=numbered)
 
 
 # ---- frames -------------------------------------------------------------------------------------

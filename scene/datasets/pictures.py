@@ -12,7 +12,7 @@ import numpy as np
 from arguments_MoDE.config import ModelParams
 from scene.camera_paths import closest_point
 from scene.cameras import Camera
-from scene.datasets.common import Capture, Shot, clip_frames, note
+from scene.datasets.common import Capture, Shot, clip_frames, frame_time, note
 from scene.frames import ImageFrames
 from scene.point_cloud import PointCloud, random_cloud, read_ply
 
@@ -75,15 +75,22 @@ def _pose_key(camera: Camera) -> bytes:
 
 
 def capture_pictures(
-    capture: Capture, train: list[Picture], test: list[Picture], model: ModelParams
+    capture: Capture,
+    train: list[Picture],
+    test: list[Picture],
+    model: ModelParams,
+    *,
+    numbered: bool = False,
 ) -> Capture:
-    """Fills ``capture`` with the pictures of the clip in use, at times from 0 to 1; returns it.
+    """Fills ``capture`` with the pictures of the clip in use, at times within 0 to 1; returns it.
 
     Args:
         capture: gets the frame count, the sources and the shots.
         train: pictures to train on; clip settings count their distinct times.
         test: held-out pictures.
         model: the clip settings.
+        numbered: times are numbers of frames, for which ``time_convention`` says what becomes of
+            them; other times are kept, whatever it says.
 
     Raises:
         UserError: the clip settings leave nothing.
@@ -91,6 +98,8 @@ def capture_pictures(
     train, test, span = _clip(train, test, model, capture.poses_file.parent)
     rank = {time: i for i, time in enumerate(sorted({p.time for p in train + test}))}
     capture.frame_count = len(rank)
+    convention = model.time_convention if numbered else "full"
+    latest = frame_time(len(rank) - 1, len(rank), convention) or 1.0
     for pictures, shots in ((train, capture.train), (test, capture.test)):
         for picture in pictures:
             camera = picture.camera
@@ -98,7 +107,7 @@ def capture_pictures(
             masks = (picture.mask,) if picture.mask else ()
             size = (camera.width, camera.height)
             capture.sources.append(ImageFrames((picture.path,), size, masks))
-            time = (picture.time - span[0]) / ((span[1] - span[0]) or 1.0)
+            time = latest * (picture.time - span[0]) / ((span[1] - span[0]) or 1.0)
             shots.append(Shot(camera, picture.row, rank[picture.time], time, slot))
     return capture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from arguments_MoDE.config import Config
 from arguments_MoDE.recipe import read_foreign
+from scene.datasets import hypernerf
 from scene.experts import SceneFacts
 from scene.gaussian_model import MAX_SH_DEGREE, GaussianModel
 from scene.mixture import MoDE
@@ -37,6 +39,7 @@ NOT_READ = {  # in a run folder, by pattern
     "embnet.pth": "the embedding network, which a run with hash grids does not use",
     "deformation.pth": "of another family's network",
 }
+BY_LARGEST = ("4dgs", "grid4d")  # have HyperNeRF's times so
 RECENTRED = ("vrig", "interp", "nerf")  # in a source path: Grid4D moves such scenes' cameras
 
 
@@ -337,8 +340,12 @@ WHITE = {"4dgs": True, "ed3dgs": True, "grid4d": False, "mode": True}  # publish
 # ---- a run of ours ------------------------------------------------------------------------------
 
 
-def build(source: Source, source_path: str | None, time_convention: str) -> tuple[MoDE, Config]:
+def build(
+    source: Source, source_path: str | None, time_convention: str | None
+) -> tuple[MoDE, Config]:
     """The model, with the settings that it is rendered with.
+
+    ``time_convention`` None: as the family's readers have it.
 
     Raises:
         UserError: a tensor or a setting is missing or of another shape.
@@ -367,7 +374,7 @@ def build(source: Source, source_path: str | None, time_convention: str) -> tupl
 
 
 def _config(
-    source: Source, parts: Parts, degree: int, source_path: str | None, time_convention: str
+    source: Source, parts: Parts, degree: int, source_path: str | None, time_convention: str | None
 ) -> Config:
     settings, config = source.settings, Config()
     model = config.model
@@ -379,10 +386,12 @@ def _config(
     model.duration = max(settings.read("duration", int, 300), 0)
     model.sh_degree = min(max(settings.read("sh_degree", int, degree), 0), MAX_SH_DEGREE)
     model.white_background = settings.read("white_background", bool, WHITE[source.family])
-    model.time_convention = time_convention
+    convention = time_convention or _convention(source.family, model.source_path)
+    model.time_convention = convention
     source.listing.assumed["time_convention"] = (
-        f"{time_convention}; where times are frames, that is "
-        + ("i/F, as published readers have it" if time_convention == "published" else "i/(F-1)")
+        f"{convention}; where times are frames, that is "
+        + ("i/F" if convention == "published" else "i/(F-1)")
+        + ("" if time_convention else ", as published readers have it")
     )
     config.opt.iterations = source.iteration
     config.hidden.experts = list(parts.experts)
@@ -398,6 +407,13 @@ def _config(
         if settings.read(name, bool, False):
             source.listing.wrong.append(f"{name} = True draws undeformed attributes")
     return config
+
+
+def _convention(family: str, source_path: str) -> str:
+    """Published readers have i/F, but some divide HyperNeRF's numbers by the largest of them."""
+    if family in BY_LARGEST and os.path.isdir(source_path):
+        return "full" if hypernerf.fits(Path(source_path)) else "published"
+    return "published"
 
 
 def account(source: Source) -> None:

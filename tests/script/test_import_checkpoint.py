@@ -204,6 +204,15 @@ def test_an_imported_run_is_rendered_and_measured(tmp_path, write):
     assert record["psnr"] > 3 and record["gaussians"] == published.POINTS
 
 
+@pytest.mark.parametrize(("write", "convention"), [("4dgs", "full"), ("ed3dgs", "published")])
+def test_times_of_hypernerf_are_as_the_familys_reader_has_them(tmp_path, write, convention):
+    getattr(published, f"write_{write}")(tmp_path / "theirs")
+    (tmp_path / "hand/camera").mkdir(parents=True)
+    (tmp_path / "hand/dataset.json").touch()
+    run = imported(tmp_path / "theirs", "--source_path", str(tmp_path / "hand"))
+    assert run.config.model.time_convention == convention
+
+
 @pytest.mark.parametrize("write", ["4dgs", "ed3dgs", "grid4d"])
 @pytest.mark.parametrize("first", [True, False])
 def test_an_imported_run_and_one_of_ours_are_mixed(tmp_path, write, first):

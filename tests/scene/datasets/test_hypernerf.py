@@ -89,6 +89,22 @@ def test_clip_settings_count_training_times(capture, capsys):
     assert "1 of 2 test views lie outside the clip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rig_of_two", [False, True])
+def test_published_time_is_number_over_count(tmp_path, rig_of_two):
+    builders.hypernerf_scene(tmp_path, rig_of_two=rig_of_two)
+    scene = builders.load(tmp_path, time_convention="published")
+    count = scene.frame_count
+    assert scene.times == pytest.approx([i / count for i in range(count)])
+    assert [v.time for v in scene.video] == pytest.approx(scene.times)
+    cut = builders.load(tmp_path, time_convention="published", duration=2)
+    assert cut.times == pytest.approx([i / cut.frame_count for i in range(cut.frame_count)])
+
+
+def test_published_time_of_a_single_moment_is_zero(tmp_path):
+    builders.hypernerf_scene(tmp_path)
+    assert builders.load(tmp_path, time_convention="published", duration=1).times == [0.0]
+
+
 def _rescale(root, folder: str, size: tuple[int, int]) -> None:
     (root / "rgb" / folder).mkdir()
     for path in (root / "rgb" / "2x").iterdir():

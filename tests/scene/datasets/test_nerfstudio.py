@@ -155,6 +155,13 @@ def test_cameras_with_more_frames_than_others_are_told_of_where_nothing_has_a_ti
     assert "the cameras have 4 to 5 frames; if some are missing" in capsys.readouterr().err
 
 
+def test_the_time_convention_is_for_numbered_images_and_leaves_times_alone(tmp_path):
+    for times, last in ((False, 0.9), (True, 1.0)):
+        builders.nerfstudio_scene(tmp_path, times=times)
+        scene = builders.load(tmp_path, time_convention="published")
+        assert scene.times == pytest.approx([last * i / 9 for i in range(10)])
+
+
 def _rename(root, frame: dict) -> None:
     """frame_00007 becomes f7, and so on, and the last one f10, after f9 in natural order only."""
     number = int(frame["file_path"][-9:-4])
