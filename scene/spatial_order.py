@@ -2,7 +2,7 @@
 
 What a tile of an image shows, a cell of a grid holds or a camera does not see is then a few
 stretches of each tensor, which caches have and whole blocks of Gaussians agree on. `docs/log.md`
-has what it saves. It decides nothing but the order in which sums are rounded.
+has what it saves. It decides nothing but who gets which random number, and how sums are rounded.
 """
 
 from __future__ import annotations

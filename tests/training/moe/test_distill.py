@@ -116,6 +116,16 @@ def trainer_of(folder: Path, made: Path, name: str, *, color: bool = False, **ho
     return trainer
 
 
+def test_what_was_due_after_the_student_s_last_iteration_stays_undone(made, tmp_path, monkeypatch):
+    """Its training ended without it; what is due after an iteration of distillation is done."""
+    trainer = trainer_of(tmp_path, made, NAMES[1])
+    evolved = []
+    monkeypatch.setattr(trainer.model, "evolve", evolved.append)
+    for _ in range(3):
+        trainer.iterate()
+    assert evolved == [ITERATION + 1, ITERATION + 2]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trainer_asks_for_the_loss_of_its_expert_and_its_gate(made, tmp_path, name):
     trainer = trainer_of(tmp_path, made, name, distill_lambda=0.3, distill_lambda_dssim=0.4)
