@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from utils.images import check_image
 
 FORMATS = ("png", "jpg")
 JPEG_QUALITY = 95
+HEARING = 0.2  # s, between two looks whether Ctrl-C was pressed
 MOST_THREADS = 8  # each holds a few frames, of 16 MB each at 2704 x 2028
 
 
@@ -124,21 +125,30 @@ def _run_all(jobs: Sequence[Extraction], steps: Steps, bar: tqdm) -> None:
     """Several cameras at a time; the first error, or Ctrl-C, stops all before it is raised."""
     stop = threading.Event()
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS, len(jobs)))
-    tasks = [
-        pool.submit(steps.run, job.step, lambda job=job: _write(job, bar, stop), quiet=True)
-        for job in jobs
-    ]
     try:
-        done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-        failed = [task for task in tasks if task in done and task.exception()]
-        stop.set()
-        errors = [task.exception() for task in failed]
-        for error in errors:
-            if not isinstance(error, _Stopped):
+        tasks = [
+            pool.submit(steps.run, job.step, lambda job=job: _write(job, bar, stop), quiet=True)
+            for job in jobs
+        ]
+        _wait(tasks)
+        for error in [task.exception() for task in tasks if task.done()]:
+            if error is not None:
                 raise error
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wait(tasks: Sequence[Future]) -> None:
+    """Until all have ended, or one with an error.
+
+    In slices, as Python handles a signal only between two instructions: a Ctrl-C that arrives after
+    the last one before the wait would not be heard before its end.
+    """
+    while True:
+        done, left = wait(tasks, timeout=HEARING, return_when=FIRST_EXCEPTION)
+        if not left or any(task.exception() for task in done):
+            return
 
 
 def _write(job: Extraction, bar: tqdm, stop: threading.Event) -> None:

@@ -209,6 +209,33 @@ def test_a_disk_that_is_full_names_a_file_and_leaves_nothing(scene, monkeypatch)
     assert not list((scene / "images").iterdir())
 
 
+HEARD = """
+import signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from script.preprocessing.frames import _wait
+
+def work():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # a thread that wakes no other
+    over.wait(20)
+
+over = threading.Event()
+with ThreadPoolExecutor(1) as pool:
+    task = pool.submit(work)
+    try:
+        _wait([task])
+    except KeyboardInterrupt:
+        print("late" if task.done() else "heard")
+    over.set()
+"""
+
+
+def test_ctrl_c_is_heard_though_it_does_not_end_the_wait():
+    command = [sys.executable, "-c", HEARD]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ran.stdout.strip() == "heard", ran.stderr
+
+
 SLOWLY = """
 import runpy, sys, time
 from script.preprocessing import frames
