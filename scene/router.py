@@ -146,7 +146,8 @@ class Router:
             top_k: experts kept per Gaussian, see `keep_top`; 0: all.
             gate: ``softmax``; ``published``; or ``sum``, which is no router at all: every gate is
                 1 and the deltas add up (the baseline that a router must beat).
-            warmup: gates while warming up, ``random`` per Gaussian and call, or ``uniform``.
+            warmup: gates while warming up, ``random`` per Gaussian and call, or ``uniform``, which
+                drops nobody.
         """
         if knots < 1 or temperature <= 0:
             raise ValueError("a router needs at least one knot and a temperature > 0")
@@ -200,6 +201,8 @@ class Router:
                 gates[attribute] = self._warmup_gate(knots)
                 continue
             gates[attribute] = self._gate(interpolate(knots, weights))
+        if warming_up and self.warmup == "uniform":
+            return gates  # all alike: the last experts would be dropped everywhere
         return keep_top(gates, self.members, self.top_k) if self.drops else gates
 
     def _gate(self, logits: Tensor) -> Tensor:

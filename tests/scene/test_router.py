@@ -168,9 +168,10 @@ def canonical_with(extra: dict[str, torch.Tensor]) -> Canonical:
     return Canonical(empty, empty, empty, empty, empty, empty, extra)
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 2])
 @pytest.mark.parametrize("warmup", ["random", "uniform"])
-def test_warm_up_gives_every_expert_its_share_and_the_router_no_gradient(warmup):
-    router = Router({"xyz": (0, 1, 2)}, 4, warmup=warmup)
+def test_warm_up_gives_every_expert_its_share_and_the_router_no_gradient(warmup, top_k):
+    router = Router({"xyz": (0, 1, 2)}, 4, warmup=warmup, top_k=top_k)
     knots = torch.nn.Parameter(router.initial_parameters(5000, torch.Generator())["gate_xyz"])
     gates = router(canonical_with({"gate_xyz": knots}), 0.4, warming_up=True)["xyz"]
     assert torch.allclose(gates.sum(-1), torch.ones(5000))
