@@ -77,15 +77,27 @@ def blend_published(canonical: Tensor, deltas: list[Tensor | None], gates: Tenso
     return total
 
 
-def align_hemisphere(canonical: Tensor, deltas: list[Tensor | None]) -> list[Tensor | None]:
-    """Rewrites quaternion deltas so that every canonical + delta is in the first one's hemisphere.
+def align_hemisphere(
+    canonical: Tensor, deltas: list[Tensor | None], gates: Tensor | None = None
+) -> list[Tensor | None]:
+    """Rewrites quaternion deltas so that every canonical + delta is in one hemisphere.
 
-    q and -q are one rotation; blended without this, two experts that agree can cancel.
+    q and -q are one rotation; blended without this, two experts that agree can cancel. The
+    hemisphere is that of the expert that counts most: another one may have hardly a weight, or none
+    and not be computed, and says nothing of which signs the others should have.
+
+    Args:
+        gates: (N, E); None, and of two experts: the first one's hemisphere, the rotation is the
+            same.
     """
-    reference = (canonical if deltas[0] is None else canonical + deltas[0]).detach()
-    aligned: list[Tensor | None] = [deltas[0]]
-    for delta in deltas[1:]:
-        rotation = canonical if delta is None else canonical + delta
+    rotations = [canonical if delta is None else canonical + delta for delta in deltas]
+    reference, first = rotations[0].detach(), 1
+    if gates is not None and len(deltas) > 2:
+        every = torch.stack([rotation.detach() for rotation in rotations], dim=1)  # (N, E, 4)
+        strongest = gates.detach().argmax(-1)[:, None, None]
+        reference, first = torch.take_along_dim(every, strongest, dim=1)[:, 0], 0
+    aligned = deltas[:first]
+    for rotation, delta in zip(rotations[first:], deltas[first:], strict=True):
         opposite = (rotation.detach() * reference).sum(-1, keepdim=True) < 0
         if not reading_waits(opposite) and not opposite.any():
             aligned.append(delta)
@@ -234,7 +246,7 @@ class MoDE(nn.Module):
                 raw[attribute] = reduce(torch.add, (d for d in deltas if d is not None), base)
                 continue
             if attribute == "rotation" and not (published or added):
-                deltas = align_hemisphere(base, deltas)
+                deltas = align_hemisphere(base, deltas, gates[attribute])
             rule = blend_published if published else blend
             raw[attribute] = rule(base, deltas, gates[attribute])
         return raw

@@ -7,7 +7,7 @@ import torch
 
 from arguments_MoDE.config import Config
 from scene import mixture
-from scene.experts import Moment, SceneFacts
+from scene.experts import Deformation, Moment, SceneFacts
 from scene.gaussian_model import GaussianModel
 from scene.mixture import MoDE, align_hemisphere, blend, blend_published
 from scene.router import entropy, knots_for
@@ -75,6 +75,18 @@ def test_an_expert_that_is_silent_is_aligned_with_one_that_turned_over(monkeypat
         assert torch.equal(silent, torch.tensor([[-2.0, 0, 0, 0], [0, 0, 0, 0]]))
         same = align_hemisphere(base, [torch.zeros(2, 4), None])[1]
         assert torch.equal(same, torch.zeros(2, 4)) if waits else same is None
+
+
+def test_quaternions_are_aligned_with_the_one_that_counts_most(monkeypatch):
+    base = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    turned = [[1.0, 0.0, 0.0, 0.0], [0.05, 1.0, 0.0, 0.0], [0.05, -1.0, 0.0, 0.0]]
+    deltas = [torch.tensor([q]) - base for q in turned]  # two are 11 degrees apart
+    for waits in (False, True):
+        monkeypatch.setattr(mixture, "reading_waits", lambda tensor, waits=waits: waits)
+        for gates in ([[0.0, 0.6, 0.4]], [[0.1, 0.45, 0.45]]):
+            weights = torch.tensor(gates)
+            mixed = blend(base, align_hemisphere(base, deltas, weights), weights)
+            assert mixed[0, 1] > 0.85
 
 
 @pytest.mark.parametrize("top_k, asked", [(0, False), (1, True), (2, False), (9, False)])
@@ -225,6 +237,27 @@ def test_experts_without_weight_are_not_computed_for_those_gaussians(count):
     assert asked["embedding"] == 30
     for name in sparse:
         assert torch.allclose(sparse[name], dense[name], atol=1e-6), name
+
+
+@torch.no_grad()
+def test_signs_of_quaternions_are_not_those_of_an_expert_that_is_not_computed(monkeypatch):
+    model = decided_model("keyframe", "embedding", "hash", moe_top_k=2)
+    model.gaussians["gate_rotation"].data[:] = torch.tensor([-5.0, 0.1, 0.0])
+    model.gaussians["gate_xyz"].data[:] = torch.tensor([-5.0, 0.1, 0.0])
+    turned = ([0.0, 1.0, 0.3, 0.0], [0.3, 1.0, 0.0, 0.0], [0.3, -1.0, 0.5, 0.0])
+    for expert, q in zip(model.experts.values(), turned, strict=True):
+        rotation = torch.tensor(q)
+
+        def turn(canonical, moment, wanted, rotation=rotation):
+            zero = torch.zeros_like(canonical.xyz)
+            return Deformation(xyz=zero, rotation=rotation - canonical.rotation)
+
+        monkeypatch.setattr(expert, "forward", turn)
+    canonical, moment = model.gaussians.canonical(), Moment(0.3, 2000)
+    sparse = model.mix(canonical, moment)["rotation"]
+    with torch.enable_grad():  # every expert for every Gaussian, as in training
+        dense = model.mix(canonical, moment)["rotation"]
+    assert torch.allclose(sparse, dense, atol=1e-6)
 
 
 @torch.no_grad()
