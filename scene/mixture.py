@@ -337,9 +337,13 @@ class MoDE(nn.Module):
         weights = {name: pair for name, pair in weights.items() if pair[0] != 0}
         if not (weights and self.router.learned and times):
             return {}
-        gates = [g for t in set(times) for g in self.router(canonical, t).values()]
+        whole = [self.router(canonical, t, drop=False) for t in set(times)]
+        kept = [self.router.dropped(gates) for gates in whole]
+        # What is kept of a gate is more decided than the router is, and of one expert entirely so.
+        of = {"gate_balance": kept, "gate_entropy": whole}
         return {
-            name: weight * torch.stack([measure(g) for g in gates]).mean()
+            name: weight
+            * torch.stack([measure(g) for gates in of[name] for g in gates.values()]).mean()
             for name, (weight, measure) in weights.items()
         }
 

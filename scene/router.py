@@ -184,11 +184,14 @@ class Router:
         }
 
     def __call__(
-        self, canonical: Canonical, time: float, *, warming_up: bool = False
+        self, canonical: Canonical, time: float, *, warming_up: bool = False, drop: bool = True
     ) -> dict[str, Tensor]:
         """Attribute -> gates (N, E) of its members at ``time``.
 
         Each row sums to 1, except with the gate ``sum``.
+
+        Args:
+            drop: whether only the ``top_k`` experts are kept.
         """
         if self.gate == "sum":
             shape = {a: (len(canonical.xyz), len(rows)) for a, rows in self.members.items()}
@@ -203,6 +206,10 @@ class Router:
             gates[attribute] = self._gate(interpolate(knots, weights))
         if warming_up and self.warmup == "uniform":
             return gates  # all alike: the last experts would be dropped everywhere
+        return self.dropped(gates) if drop else gates
+
+    def dropped(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is left of ``gates`` of all experts."""
         return keep_top(gates, self.members, self.top_k) if self.drops else gates
 
     def _gate(self, logits: Tensor) -> Tensor:

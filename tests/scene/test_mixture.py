@@ -337,6 +337,18 @@ def test_router_losses_do_what_they_say(weights):
         assert entropy(after) < entropy(before) - 0.05
 
 
+def test_entropy_is_that_of_the_gates_before_experts_are_dropped():
+    found = []
+    for top_k in (0, 1):
+        model = small_model(moe_top_k=top_k).train()
+        model.config.opt.entropy_weight_init = model.config.opt.entropy_weight_final = 1.0
+        term = model.regularizers([0.3], 5)["gate_entropy"]
+        found.append((term, *torch.autograd.grad(term, model.gaussians["gate_xyz"])))
+    (whole, slope), (kept, slope_of_kept) = found
+    assert whole > 0.9 and torch.allclose(kept, whole)
+    assert torch.allclose(slope_of_kept, slope, atol=1e-9)
+
+
 def test_a_longer_clip_has_more_knots_when_asked_to_choose():
     assert [knots_for(frames) for frames in (1, 15, 40, 60, 300, 3000)] == [3, 3, 4, 6, 12, 12]
     model = small_model(control_num=0)
