@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from arguments_MoDE.config import Config, ModelHiddenParams
 
 SPACE_PAIRS = ((0, 1), (0, 2), (1, 2))  # xy, xz, yz
+THINNEST = 1e-3  # side of the box over its longest one
 
 
 class HexPlaneField(nn.Module):
@@ -46,13 +47,14 @@ class HexPlaneField(nn.Module):
         """Builds the planes.
 
         Args:
-            bbox: (2, 3) lowest and highest corner in world units; points outside take the edge.
+            bbox: (2, 3) lowest and highest corner in world units; points outside take the edge. A
+                side shorter than a thousandth of the longest one is lengthened to that.
             channels: C, features per plane.
             resolution: [x, y, z, t] at level 1; time is the same at every level.
             levels: multipliers of the spatial resolution.
         """
         super().__init__()
-        self.register_buffer("bbox", bbox.clone().float())
+        self.register_buffer("bbox", _thickened(bbox.float()))
         self.space = nn.ParameterList()  # (R_b, R_a, C), channels last
         self.time = nn.ParameterList()  # (R_t, R_a, C)
         for level in levels:
@@ -73,6 +75,14 @@ class HexPlaneField(nn.Module):
             for i in range(0, len(self.space), 3)
         ]
         return torch.cat(features, dim=-1)
+
+
+def _thickened(bbox: Tensor) -> Tensor:
+    """The box (2, 3) with sides that planes can be told apart along, for a cloud that is flat."""
+    low, high = bbox
+    least = THINNEST * (high - low).max()
+    missing = (least - (high - low)).clamp_min(0) / 2
+    return torch.stack([low - missing, high + missing])
 
 
 class _Rows(torch.autograd.Function):

@@ -51,6 +51,17 @@ def test_field_equals_six_sampled_planes(time):
     assert torch.allclose(made(xyz, time), oracle(made, xyz, time), atol=1e-5)
 
 
+def test_the_field_of_a_flat_cloud_does_not_jump_at_its_plane():
+    torch.manual_seed(0)
+    flat = HexPlaneField(torch.tensor([[-1.0, -1.0, 2.0], [1.0, 1.0, 2.0]]), 4, [8, 8, 8, 5], [1])
+    xyz = torch.tensor([[0.1, 0.1, 2 - 1e-6], [0.1, 0.1, 2.0], [0.1, 0.1, 2 + 1e-6]])
+    xyz.requires_grad_()
+    values = flat(xyz, 0.3)
+    assert torch.allclose(values, values[1:2].expand(3, -1), rtol=0.05)
+    values.sum().backward()
+    assert (xyz.grad[:, 2] != 0).all()
+
+
 def test_gradient_reaches_positions_and_planes_as_the_oracle_says():
     made = field()
     xyz = torch.rand(20, 3) * torch.tensor([1.8, 3.6, 2.7]) - torch.tensor([0.9, 1.8, -0.1])
