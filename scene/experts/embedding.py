@@ -251,7 +251,8 @@ class _Neighbours:
             searched: (N, 3) where those were then.
         """
         self.of, self.searched = of, searched
-        dist2, self.index = knn(searched, min(NEIGHBOURS, len(searched) - 1))
+        # A lone Gaussian has none: itself, infinitely far off, with no weight.
+        dist2, self.index = knn(searched, max(min(NEIGHBOURS, len(searched) - 1), 1))
         self.weight = torch.exp(-SMOOTHNESS_SHARPNESS * dist2)
 
 

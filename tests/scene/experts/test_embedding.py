@@ -127,6 +127,16 @@ def test_local_smoothness_is_zero_for_equal_embeddings_and_grows_with_difference
     assert loss(torch.randn(40, 32)) > 0.1
 
 
+def test_a_lone_gaussian_is_as_smooth_as_can_be():
+    made, config = expert(), Config()
+    config.emb.emb_smooth_weight = 1.0
+    empty, embedding = torch.zeros(0), torch.randn(1, 32, requires_grad=True)
+    lone = Canonical(torch.rand(1, 3), empty, empty, empty, empty, empty, {"embedding": embedding})
+    term = made.regularizers(lone, config)["embedding_smoothness"]
+    term.backward()
+    assert term < 1e-8 and (embedding.grad == 0).all()
+
+
 def test_neighbours_are_searched_again_when_the_gaussians_are_others_though_as_many():
     made, config = expert(), Config()
     config.emb.emb_smooth_weight = 1.0
