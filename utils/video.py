@@ -28,6 +28,8 @@ def _scaling() -> Interpolation:
 
 
 _SCALING = _scaling()
+# What libswscale makes of RGB; where a file does not say so, players guess BT.709 for large ones.
+_COLOURS = "colormatrix=smpte170m"
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def write_video(
         return 0
     with atomic_file(path) as temporary, av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.options = {"crf": str(quality), "preset": "veryfast"}
+        stream.options = {"crf": str(quality), "preset": "veryfast", "x264-params": _COLOURS}
         stream.pix_fmt = "yuv420p"
         stream.height, stream.width = (n + n % 2 for n in first.shape[:2])
         count = _encode(container, stream, first, iterator)

@@ -45,6 +45,16 @@ def test_file_is_h264_in_yuv420p(clip):
         assert stream.codec_context.pix_fmt == "yuv420p"
 
 
+def test_file_says_which_yuv_it_holds(tmp_path):
+    path = tmp_path / "green.mp4"
+    write_video(path, [np.full((720, 960, 3), (0, 158, 115), np.uint8)])
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    assert frame.colorspace == 6  # BT.601; 2 would leave it to the player
+    said = frame.reformat(format="rgb24", src_colorspace="ITU601").to_ndarray()
+    assert np.abs(said.astype(int) - (0, 158, 115)).max() <= 3
+
+
 @pytest.mark.parametrize("fps", [25, 29.97, 30000 / 1001, 12.5])
 def test_probe_says_size_count_and_rate(tmp_path, fps):
     write_video(tmp_path / "a.mp4", _frames(5), fps=fps)
