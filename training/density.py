@@ -3,7 +3,7 @@
 All limits are configuration. Two deviations from the published code: the cap on the count is never
 exceeded (the candidates with the largest gradients come first), and a Gaussian is judged by the
 largest opacity it had at any time since the last pruning, since an expert may make it visible for a
-moment only.
+moment only; where that was long ago, within the last iterations, since it may have faded for good.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Offspring = Callable[[Tensor], dict[str, Tensor]]  # of parents (M,): name -> (M
 SPLIT_CHILDREN = 2
 SPLIT_SHRINK = 1.6
 RESET_OPACITY = 0.01
+JUDGED = 500  # iterations before a pruning in which a Gaussian's opacity counts, at most
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class DensityControl:
             self._start_over("radius")
         if self._resets(iteration):
             self._reset_opacity(gaussians, optimizer)
+        if opt.pruning_interval > JUDGED and (iteration + JUDGED) % opt.pruning_interval == 0:
+            self._start_over("opacity")
         return DensityChange(cloned, split, pruned)
 
     def due(self, iteration: int) -> bool:

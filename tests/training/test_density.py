@@ -191,6 +191,19 @@ def test_a_gaussian_that_shone_once_since_the_last_pruning_stays():
     assert control.step(gaussians, optimizer, 600).pruned == 0
 
 
+@pytest.mark.parametrize("faded_at, pruned", [(7000, 1), (7600, 0)])
+def test_a_gaussian_that_faded_long_before_a_rare_pruning_goes(faded_at, pruned):
+    gaussians, optimizer, control = setup(pruning_interval=8000, opacity_reset_interval=100000)
+    control.until = 15000
+    total = 0
+    for iteration in range(6000, 8001, 100):
+        with torch.no_grad():
+            gaussians.opacity[3] = -9.0 if iteration > faded_at else 2.0
+        seen(control, gaussians, [0.0] * 6)
+        total += control.step(gaussians, optimizer, iteration).pruned
+    assert total == pruned
+
+
 def test_nothing_is_pruned_below_the_minimum_count():
     gaussians, optimizer, control = setup(prune_min_gaussians=100)
     with torch.no_grad():
