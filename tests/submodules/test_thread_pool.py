@@ -53,3 +53,11 @@ def test_a_failure_is_told_once_all_has_run(pool, failing, threads):
 
 def test_loops_at_once_and_within_each_other_are_whole(pool):
     assert pool.ran_at_once(20, THREADS) == 20 + 20 * 20
+
+
+def test_fewer_threads_than_asked_for_do_it_all(pool):
+    mistakes = pool.mistaken_chunks_without_threads(100, 64)  # more than any other loop has
+    if mistakes < 0:
+        pytest.skip("this system does not let a test use up its threads")
+    assert mistakes == 0
+    assert pool.mistaken_chunks(100, 64, 1) == 0  # and the next loop gets those that it asks for

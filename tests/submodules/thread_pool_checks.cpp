@@ -1,7 +1,13 @@
 // What the rasteriser's parallel loops promise, as functions for test_thread_pool.py.
+#if defined(__linux__)
+#include <pthread.h>
+#endif
+
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -103,5 +109,25 @@ int ran_at_once(int chunks, int threads) {
   loop();
   other.join();
   return ran;
+}
+
+// `mistaken_chunks` of a loop for which the system grants no more threads than there are, as each asks
+// for a stack beyond all memory; -1 where that cannot be arranged.
+int mistaken_chunks_without_threads(int chunks, int threads) {
+#if defined(__GLIBC__)
+  pthread_attr_t before, endless;
+  if (pthread_getattr_default_np(&before) != 0 || pthread_attr_init(&endless) != 0) return -1;
+  pthread_attr_setstacksize(&endless, std::size_t{1} << 60);
+  if (pthread_setattr_default_np(&endless) != 0) return -1;
+  int mistakes = chunks;
+  try {
+    mistakes = mistaken_chunks(chunks, threads, 2);
+  } catch (const std::system_error&) {
+  }
+  pthread_setattr_default_np(&before);
+  return mistakes;
+#else
+  return -1;
+#endif
 }
 }

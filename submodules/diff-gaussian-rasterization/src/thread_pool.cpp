@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -125,10 +126,14 @@ class Pool {
   std::mutex busy;
 
  private:
+  // Where the system grants no more threads there are fewer workers: who has time takes the shares of
+  // those that there are not.
   void ensure_workers(int count) {
-    while (started_ < count) {
-      const int worker = ++started_;
-      std::thread([this, worker] { loop(worker); }).detach();
+    try {
+      for (; started_ < count; ++started_) {
+        std::thread([this, worker = started_ + 1] { loop(worker); }).detach();
+      }
+    } catch (const std::system_error&) {
     }
   }
 
