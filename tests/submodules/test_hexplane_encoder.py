@@ -98,6 +98,14 @@ def test_points_outside_get_no_gradient_along_that_axis():
     assert ((xyz.grad == 0) == (xyz.detach().abs() > 1)).all()
 
 
+def test_an_infinite_upstream_gradient_stays_out_of_axes_on_which_the_point_is_outside():
+    _, planes, lines = make_inputs()
+    xyz = torch.tensor([[1.5, 0.1, -7.0]], requires_grad=True)
+    features = encode(xyz, planes, lines)
+    features.backward(torch.full_like(features, float("inf")))
+    assert xyz.grad[0, 0] == 0 and xyz.grad[0, 2] == 0
+
+
 @only("cpu")
 @pytest.mark.parametrize("spread", ["even", "one cell"])
 def test_same_bits_for_any_number_of_threads(spread):

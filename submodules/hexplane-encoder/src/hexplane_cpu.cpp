@@ -111,14 +111,16 @@ inline T sum_lanes(T (&lanes)[W]) {
   return lanes[0];
 }
 
-// Adds the gradient of channels [c0, c0 + W) to that of the point's three coordinates.
+// Adds the gradient of channels [c0, c0 + W) to that of the point's three coordinates. Where a slope
+// is 0 (points on the border or outside) `g` stays out, since it may be infinite.
 template <int W, typename T>
 inline void add_coordinate_gradient(const Grids<const T>& grids, const PointCells<T>& cells,
                                     int c0, const T (&g)[kFactors][W], T* grad_point) {
-  T lanes[3][W];
+  T lanes[3][W] = {};
   for (int axis = 0; axis < 3; ++axis) {
     const T* line = grids.data[kPlanes + axis] + c0;
     const AxisSample<T> sample = cells.lines[axis];
+    if (sample.slope == T(0)) continue;
     for (int c = 0; c < W; ++c)
       lanes[axis][c] = g[kPlanes + axis][c] * linear_du(line, sample, grids.channels, c);
   }
@@ -127,8 +129,10 @@ inline void add_coordinate_gradient(const Grids<const T>& grids, const PointCell
     const PlaneCell<T> cell = cells.planes[k];
     T(&along_a)[W] = lanes[plane_width_axis(k)];
     T(&along_b)[W] = lanes[plane_height_axis(k)];
-    for (int c = 0; c < W; ++c) along_a[c] += g[k][c] * bilinear_da(plane, cell, c);
-    for (int c = 0; c < W; ++c) along_b[c] += g[k][c] * bilinear_db(plane, cell, c);
+    if (cell.a.slope != T(0))
+      for (int c = 0; c < W; ++c) along_a[c] += g[k][c] * bilinear_da(plane, cell, c);
+    if (cell.b.slope != T(0))
+      for (int c = 0; c < W; ++c) along_b[c] += g[k][c] * bilinear_db(plane, cell, c);
   }
   for (int axis = 0; axis < 3; ++axis) grad_point[axis] += sum_lanes(lanes[axis]);
 }
