@@ -81,6 +81,8 @@ def test_what_does_not_fit_is_named():
         roughness([plane.transpose(0, 1)], [plane])
     with pytest.raises(ValueError, match="one dtype"):
         roughness([plane], [plane.double()])
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.float16"):
+        roughness([plane.half()], [plane.half()])
     with pytest.raises(ValueError, match="planes and threads, got 0"):
         roughness([], [])
     with pytest.raises(ValueError, match="got 2 and 0"):

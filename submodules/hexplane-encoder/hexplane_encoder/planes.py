@@ -39,6 +39,8 @@ def roughness(
     for plane in planes:
         if plane.ndim != 3 or 0 in plane.shape or not plane.is_contiguous():
             raise ValueError(f"planes must be contiguous (H, W, C), got {tuple(plane.shape)}")
+        if plane.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"planes must be float32 or float64, got {plane.dtype}")
         if plane.dtype != planes[0].dtype or plane.device.type != "cpu":
             raise ValueError(f"planes must be of one dtype, on the CPU, got {plane.dtype}")
     if threads < 1 or not planes:
