@@ -357,6 +357,14 @@ def test_wrong_arguments_are_named(name, message):
         compare(*arguments, **options)
 
 
+def test_the_default_device_is_not_asked():
+    images, targets, _ = make_pair(1, 3, 20, 30)
+    expected = compare(images, targets)
+    with torch.device("meta"):
+        found = compare(images, targets)
+    assert torch.equal(found.ssim, expected.ssim) and torch.equal(found.error, expected.error)
+
+
 def test_tensors_on_another_device_are_refused():
     images, targets, mask = make_pair(1, 3, 12, 14)
     with pytest.raises(RuntimeError, match="computes on"):

@@ -112,6 +112,14 @@ def test_numbers_of_the_settings_may_be_tensors():
     assert torch.equal(plain[0], tensors[0])
 
 
+def test_the_default_device_is_not_asked():
+    gaussians, cameras = random_gaussians(10), random_cameras()
+    expected = rasterize(**gaussians, **cameras)
+    with torch.device("meta"):
+        out = rasterize(**gaussians, **cameras)
+    assert torch.equal(out.color, expected.color)
+
+
 def test_mark_visible_is_the_near_plane_test():
     cameras = random_cameras()
     rasterizer = GaussianRasterizer(published_settings(cameras))

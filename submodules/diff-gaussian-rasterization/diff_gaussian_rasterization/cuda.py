@@ -197,7 +197,7 @@ def _read(value: Tensor) -> int:
     """The one element of ``value``; waits for what makes it, and for nothing queued later."""
     if value.device.type != "cuda":
         return int(value)
-    here = torch.empty(1, dtype=value.dtype, pin_memory=True)
+    here = torch.empty(1, dtype=value.dtype, device="cpu", pin_memory=True)
     here.copy_(value, non_blocking=True)
     ready = torch.cuda.Event()
     ready.record(torch.cuda.current_stream(value.device))

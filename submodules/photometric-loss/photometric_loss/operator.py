@@ -169,7 +169,9 @@ def _backward_cpu(
 
 def _bytes(mask: Tensor | None) -> Tensor:
     """The mask as the CPU kernels take it: empty where there is none."""
-    return torch.empty(0, dtype=torch.uint8) if mask is None else mask.view(torch.uint8)
+    if mask is None:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return mask.view(torch.uint8)
 
 
 def _launch(
