@@ -17,7 +17,7 @@ from rasterizer_scenes import (
 from torch import Tensor
 
 import diff_gaussian_rasterization
-from diff_gaussian_rasterization import RasterOutput, operator, rasterize, reference
+from diff_gaussian_rasterization import RasterOutput, layered, operator, rasterize, reference
 from kernels import KERNELS, choose, only
 
 LAYERS = (25, 0, 1, 40, 14)
@@ -305,6 +305,15 @@ def test_no_gaussians_at_all(shared):
     light = cameras["background"][:, None, None] / (2 if shared else 1)
     assert torch.equal(out.color, light.expand_as(out.color))
     assert gradients["features"].shape == (1, 0, 3)
+
+
+def test_a_render_in_inference_mode_leaves_later_ones_their_gradients():
+    gaussians, cameras = scene()
+    layered.starts.cache_clear()
+    with torch.inference_mode():
+        rasterize(**gaussians, **cameras, layers=LAYERS)
+    rasterize(**gaussians, **cameras, layers=LAYERS).color.sum().backward()
+    assert gaussians["means3D"].grad.any()
 
 
 def test_more_layers_than_gaussians_that_are_seen():

@@ -83,7 +83,8 @@ def check(
 @lru_cache(maxsize=64)
 def starts(layers: tuple[int, ...], device: torch.device) -> Tensor:
     """(E + 1,) int32: the first Gaussian of each layer, and N."""
-    return torch.tensor([0, *accumulate(layers)], dtype=torch.int32, device=device)
+    with torch.inference_mode(False):  # or no later render could keep it for its backward pass
+        return torch.tensor([0, *accumulate(layers)], dtype=torch.int32, device=device)
 
 
 def joined(parts: Sequence[Part]) -> Part:
