@@ -134,6 +134,11 @@ def without(arguments: dict, *names: str) -> dict:
     return {k: v for k, v in arguments.items() if k not in names}
 
 
+def without_views(arguments: dict) -> dict:
+    cameras = ("viewmatrices", "projmatrices", "camposs", "tanfov")
+    return arguments | {name: arguments[name][:0] for name in cameras}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -152,6 +157,9 @@ def without(arguments: dict, *names: str) -> dict:
         (lambda a: a | {"background": torch.zeros(1, 3)}, "background must have the shape"),
         (lambda a: a | {"background": torch.zeros(5)}, "3 channels"),
         (lambda a: a | {"viewmatrices": torch.zeros(1, 3, 4)}, "viewmatrices must have the shape"),
+        (lambda a: a | {"viewmatrices": torch.eye(4)}, "viewmatrices must have the shape"),
+        (lambda a: a | {"viewmatrices": torch.tensor(1.0)}, "viewmatrices must have the shape"),
+        (without_views, "viewmatrices must have the shape .* B at least 1"),
         (lambda a: a | {"tanfov": torch.zeros(2)}, "tanfov must have the shape"),
         (lambda a: a | {"sh_degree": 4}, "sh_degree must be 0 to 3"),
         (lambda a: a | {"shs": torch.zeros(1, 9, 4, 3)}, "degree 3 needs 16"),

@@ -45,6 +45,16 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], batch:
         )
 
 
+def views_of(viewmatrices: Tensor) -> int:
+    """B of `viewmatrices` (B, 4, 4). Of no views nothing would be drawn, nor any gradient set."""
+    if viewmatrices.dim() != 3 or viewmatrices.shape[0] == 0:
+        raise ValueError(
+            "viewmatrices must have the shape (B, 4, 4), B at least 1, "
+            f"not {tuple(viewmatrices.shape)}"
+        )
+    return viewmatrices.shape[0]
+
+
 def check_sh(shs: Tensor, sh_degree: int, channels: int) -> None:
     """Raises unless `shs` (B, N, M, 3) holds the coefficients of `sh_degree`."""
     if not 0 <= sh_degree <= MAX_SH_DEGREE:

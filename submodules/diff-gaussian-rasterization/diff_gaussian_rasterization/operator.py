@@ -199,7 +199,7 @@ def _check(tensors: dict[str, Tensor | None], settings: Settings) -> None:
     _check_devices(tensors)
     arguments.check_dtype(tensors, tensors["means3D"].dtype)
     arguments.check_size(settings.width, settings.height)
-    batch = tensors["viewmatrices"].shape[0]
+    batch = arguments.views_of(tensors["viewmatrices"])
     background, features = tensors["background"], tensors["features"]
     if background.dim() != 1 or background.shape[0] == 0:
         raise ValueError(f"background must have the shape (C,), not {tuple(background.shape)}")
