@@ -430,6 +430,8 @@ SEPARATE_MISTAKES = [
     ),
     (lambda g: g.update({n: [] for n in g}), "at least one layer"),
     (lambda g: g["scales"].__setitem__(2, torch.zeros(1, 2, 3)), "scales must have the shape"),
+    (lambda g: g["shs"].__setitem__(3, None), "for each layer, but shs\\[3\\] is None"),
+    (lambda g: g["means3D"].__setitem__(0, None), "for each layer, but means3D\\[0\\] is None"),
 ]
 
 

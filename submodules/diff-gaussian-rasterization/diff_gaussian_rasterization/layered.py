@@ -28,6 +28,9 @@ def parts_of(values: Mapping[str, object]) -> list[Part]:
         return [dict(values)]
     if layers == 0:
         raise ValueError("means3D is empty: there must be at least one layer")
+    missing = [f"{n}[{k}]" for n, v in given.items() for k in range(layers) if v[k] is None]
+    if missing:
+        raise ValueError(f"give a tensor for each layer, but {', '.join(missing)} is None")
     return [
         {name: None if value is None else value[k] for name, value in values.items()}
         for k in range(layers)
