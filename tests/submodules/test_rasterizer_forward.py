@@ -258,6 +258,17 @@ def test_no_gaussians_and_none_visible_show_the_background():
         assert all(not leaf.grad.any() for leaf in leaves.values())
 
 
+def test_no_gaussians_lie_in_memory_as_they_like():
+    transposed = {
+        k: v.detach().movedim(1, -1).contiguous().movedim(-1, 1)[:, :0].requires_grad_()
+        for k, v in random_gaussians(5).items()
+    }
+    out = rasterize(**transposed, **random_cameras())
+    out.color.sum().backward()
+    assert not out.alpha.any()
+    assert all(leaf.grad.shape == leaf.shape for leaf in transposed.values())
+
+
 def test_a_batch_is_the_same_as_a_loop():
     shared = random_gaussians(70, dtype=torch.float64)
     own = random_gaussians(70, dtype=torch.float64, batch=3, seed=5)

@@ -27,13 +27,14 @@ using Array = nb::ndarray<S, nb::device::cpu>;
 template <typename S>
 using MaybeArray = std::optional<Array<S>>;
 
-// The dimensions after the first must be contiguous; the first may have any stride.
+// The dimensions after the first must be contiguous; the first may have any stride. Of nothing at all
+// torch calls any strides contiguous.
 template <typename T>
 Batched<T> batched(const Array<T>& array, std::int64_t views, std::int64_t per_view,
                    const char* name) {
   std::int64_t inner = 1;
   for (std::size_t d = array.ndim(); d-- > 1;) {
-    if (array.shape(d) != 1 && array.stride(d) != inner) {
+    if (array.size() != 0 && array.shape(d) != 1 && array.stride(d) != inner) {
       throw nb::value_error((std::string(name) + " must be contiguous in each view").c_str());
     }
     inner *= static_cast<std::int64_t>(array.shape(d));
