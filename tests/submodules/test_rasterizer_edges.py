@@ -113,6 +113,18 @@ def test_an_extreme_value_is_drawn_as_the_twin_draws_it(field, value):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+def test_an_opacity_far_above_1_is_capped_as_the_twin_caps_it():
+    gaussians = random_gaussians(30, dtype=torch.float64)
+    with torch.no_grad():
+        gaussians["opacities"][0, VICTIM] = 1e20
+    cameras = random_cameras(dtype=torch.float64)
+    ours, gradients = render_with_gradients(rasterize, gaussians, cameras)
+    twin, expected = render_with_gradients(reference.rasterize, gaussians, cameras)
+    assert torch.allclose(ours.color, twin.color, atol=1e-12)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-8, atol=1e-8), name
+
+
 def aligned_gaussian(x: float, y: float, opacity: float) -> tuple[dict, dict]:
     """One small Gaussian whose centre lands exactly on pixel (x, y) of a 64 x 48 image."""
     width, height, focal = 64, 48, 64.0

@@ -191,7 +191,8 @@ def sh_colors(degree: int, means: Tensor, position: Tensor, shs: Tensor) -> Tens
 
 def cap_alpha(alpha: Tensor) -> Tensor:
     """min(alpha, 0.99). Contract: the gradient passes the cap unchanged."""
-    return alpha + (alpha.clamp(max=MAX_ALPHA) - alpha).detach()
+    fixed = alpha.detach()
+    return fixed.clamp(max=MAX_ALPHA) + (alpha - fixed)  # in this order nothing large cancels
 
 
 def blend(
