@@ -45,8 +45,11 @@ def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
     So does an error of the operating system that names a file (no permission) or is of the disk
     (full, read-only). Ctrl-C exits with 130 and a line, as shells expect, and another signal with
     128 + its number; any other exception is a bug and keeps its traceback. Warnings are a line
-    each, without the line of code that they came from.
+    each, without the line of code that they came from. Characters that the output's encoding does
+    not have are written as ``\\xe9``.
     """
+    if getattr(sys.stdout, "errors", None) == "strict":  # as on stderr, and no traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = main(None)

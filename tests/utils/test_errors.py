@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,11 @@ def test_a_reader_that_has_enough_is_no_error_to_talk_about():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_characters_that_the_output_cannot_show_do_not_end_a_command():
+    code = "from utils.errors import cli\ncli(lambda _: print('sz\xe8ne'))"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("sz\\xe8ne\n", "", 0)
