@@ -46,8 +46,10 @@ def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
     (full, read-only). Ctrl-C exits with 130 and a line, as shells expect, and another signal with
     128 + its number; any other exception is a bug and keeps its traceback. Warnings are a line
     each, without the line of code that they came from. Characters that the output's encoding does
-    not have are written as ``\\xe9``.
+    not have are written as ``\\xe9``, and what is closed (``2>&-``) takes everything.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None: it is closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     if getattr(sys.stdout, "errors", None) == "strict":  # as on stderr, and no traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -28,3 +28,12 @@ def test_characters_that_the_output_cannot_show_do_not_end_a_command():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("sz\\xe8ne\n", "", 0)
+
+
+def test_closed_outputs_do_not_end_a_command():
+    code = (
+        "import sys\nfrom utils.errors import cli\n"
+        "cli(lambda _: print('x') or sys.stderr.write('x') and sys.stdout.write('x') and 3)"
+    )
+    command = ["sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, code]
+    assert subprocess.run(command, cwd=ROOT).returncode == 3
