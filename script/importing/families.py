@@ -379,7 +379,8 @@ def _config(
     settings, config = source.settings, Config()
     model = config.model
     said = settings.read("source_path", str, "")
-    model.source_path = said if source_path is None else source_path
+    here = None if source_path is None else os.path.abspath(os.path.expanduser(source_path))
+    model.source_path = said if here is None else here
     model.images = settings.read("images", str, "images")
     resolution = settings.read("resolution", int, -1)
     model.resolution = resolution if resolution > 0 else -1

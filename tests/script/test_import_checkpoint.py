@@ -196,12 +196,19 @@ def test_colours_of_a_lower_degree(tmp_path):
 @pytest.mark.parametrize("write", ["4dgs", "ed3dgs", "grid4d"])
 def test_an_imported_run_is_rendered_and_measured(tmp_path, write):
     getattr(published, f"write_{write}")(tmp_path / "theirs")
-    run = imported(tmp_path / "theirs", "--source_path", "somewhere/else")
+    run = imported(tmp_path / "theirs", "--source_path", "/somewhere/else")
     arguments = parse_rendering(["-m", str(tmp_path / "ours")], "", "", tuple(REGISTRY))
-    assert arguments.config.model.source_path == "somewhere/else"
+    assert arguments.config.model.source_path == "/somewhere/else"
     assert arguments.config.model.time_convention == "published"
     record = render_sets(run, tiny.scene(), sets=["test"], lpips=(), quiet=True)["test"]
     assert record["psnr"] > 3 and record["gaussians"] == published.POINTS
+
+
+def test_the_scenes_path_is_saved_whole(tmp_path, monkeypatch):
+    published.write_4dgs(tmp_path / "theirs")
+    monkeypatch.chdir(tmp_path)
+    run = imported(tmp_path / "theirs", "--source_path", "scenes/../scene/")
+    assert run.config.model.source_path == str(tmp_path / "scene")
 
 
 @pytest.mark.parametrize(("write", "convention"), [("4dgs", "full"), ("ed3dgs", "published")])
