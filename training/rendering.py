@@ -292,7 +292,8 @@ def _render_set(
             write_json(folder / "metrics.json", record)
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({error.strerror or error}); free space there"
+            f"{out} cannot be written ({error.strerror or error}); "
+            "make room or give permission there"
         ) from error
     return record
 

@@ -188,6 +188,15 @@ def test_rendering_again_replaces_the_folder_whole(run):
     assert len(list(renders.iterdir())) == 4
 
 
+def test_a_folder_without_permission_is_not_said_to_lack_space_only(run, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("utils.files.tempfile.mkdtemp", refused)
+    with pytest.raises(UserError, match="Permission denied.*give permission there"):
+        _go(run, sets=("test",))
+
+
 def test_a_full_disk_is_a_user_error(run, monkeypatch):
     def full(self, path, **_):
         raise OSError(28, "No space left on device")
