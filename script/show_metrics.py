@@ -37,9 +37,12 @@ def rendered(run: Path, name: str, iteration: int) -> Path:
     found = renders(run, name)
     wanted = max(found, default=-1) if iteration < 0 else iteration
     if wanted not in found:
+        if not run.is_dir():
+            raise UserError(f"{run}: no such folder; give a run's")
         what = "nothing" if iteration < 0 else f"no iteration {iteration}"
+        program = "render_moe.py" if (run / "moe.json").is_file() else "render_emb.py"
         raise UserError(
-            f"{run}: {what} of the {name} set is rendered; run render_emb.py --model_path {run}"
+            f"{run}: {what} of the {name} set is rendered; run {program} --model_path {run}"
         )
     return found[wanted]
 

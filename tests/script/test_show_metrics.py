@@ -74,6 +74,14 @@ def test_cells(value, text):
 def test_run_without_renders_says_what_to_run(tmp_path: Path):
     with pytest.raises(UserError, match="nothing of the test set.*render_emb.py"):
         show_metrics.main([str(tmp_path)])
+    (tmp_path / "moe.json").touch()
+    with pytest.raises(UserError, match="nothing of the test set.*render_moe.py"):
+        show_metrics.main([str(tmp_path)])
+
+
+def test_run_that_is_not_there_is_said_to_be_missing(tmp_path: Path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        show_metrics.main([str(tmp_path / "nowhere")])
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
