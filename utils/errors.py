@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -50,7 +51,7 @@ def cli(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None: it is closed
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    if getattr(sys.stdout, "errors", None) == "strict":  # as on stderr, and no traceback
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is, and no traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 CHATTY = "from utils.errors import cli\ncli(lambda _: print('\\n'.join(['line'] * 100000)))"
 
@@ -22,12 +24,13 @@ def test_a_reader_that_has_enough_is_no_error_to_talk_about():
     assert process.returncode == 1
 
 
-def test_characters_that_the_output_cannot_show_do_not_end_a_command():
-    code = "from utils.errors import cli\ncli(lambda _: print('sz\xe8ne'))"
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "latin-1"])
+def test_characters_that_the_output_cannot_show_do_not_end_a_command(encoding):
+    code = "from utils.errors import cli\ncli(lambda _: print('\u2026'))"
     command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("sz\\xe8ne\n", "", 0)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("\\u2026\n", "", 0)
 
 
 def test_closed_outputs_do_not_end_a_command():
