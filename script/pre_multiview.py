@@ -292,7 +292,8 @@ def write_report(
         plot = report.motion_plot([c.name for c in capture.clips], capture.energies)
         report.save_picture(out / "report/motion.png", plot)
     with atomic_file(out / "report.md") as temporary:
-        temporary.write_text(report.as_markdown(findings, out.resolve().name, pictures))
+        text = report.as_markdown(findings, out.resolve().name, pictures)
+        temporary.write_text(text, encoding="utf-8")
     for line in findings.suspicions():
         warn(line)
     print(f"ready: {out}; read {out / 'report.md'}, then train with -s {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,24 @@ def test_what_was_recovered_is_a_scene_with_a_report(recovered):
     assert all(f"| {camera.name} |" in text for camera in cameras)
     assert (out / "report/rig.png").is_file() and (out / "report/cameras.jpg").is_file()
     assert "posed 7 of 7 cameras" in printed
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+from script import pre_multiview as made
+made.load_scene = made.examine = made.draw_rig = made.poses_of = made.report = MagicMock()
+made.report.as_markdown.return_value = "5.4\\xb0"
+made.write_report(MagicMock(root=Path(sys.argv[1])), [], MagicMock(), [], MagicMock())
+"""
+
+
+def test_the_report_is_utf8_in_any_locale(tmp_path):
+    words = [sys.executable, "-c", WRITES, str(tmp_path)]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(words, cwd=ROOT, env={**os.environ, **locale}, check=True)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "5.4\xb0"
 
 
 @pytest.mark.slow
