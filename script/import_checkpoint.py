@@ -13,6 +13,7 @@ says what maps, and what does not.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(listing.lines()))
     program = "render_hash.py" if "hash" in config.hidden.experts else "render_emb.py"
     print(f"{arguments.destination}: {source.family}, iteration {source.iteration}; render it with")
-    print(f"python {program} --model_path {arguments.destination}")
+    print(f"python {program} --model_path {shlex.quote(str(arguments.destination))}")
 
 
 def _record(family: str, iteration: int, listing: Listing) -> dict[str, Any]:

@@ -25,6 +25,7 @@ stereo, and the points are the triangulated ones.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -244,7 +245,7 @@ def prepare(chosen: argparse.Namespace) -> None:
     first = next(name for name in CLOUDS if (root / name).exists())
     if first != CLOUD:
         warn(f"{root / first}: is read before {CLOUD}; move it away to train from the new points")
-    print(f"ready: python -m scene.inspect {root}")
+    print(f"ready: python -m scene.inspect {shlex.quote(str(root))}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -296,7 +297,7 @@ def write_report(
         temporary.write_text(text, encoding="utf-8")
     for line in findings.suspicions():
         warn(line)
-    print(f"ready: {out}; read {out / 'report.md'}, then train with -s {out}")
+    print(f"ready: {out}; read {out / 'report.md'}, then train with -s {shlex.quote(str(out))}")
 
 
 def examine(

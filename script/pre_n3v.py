@@ -19,6 +19,7 @@ has no CUDA there is no dense stereo: the points are then triangulated at severa
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def prepare(chosen: argparse.Namespace) -> None:
             rig = Rig(root, cameras, done, range(len(frames)))
     if not has_own_points(root, steps):
         make_points(rig, tools, steps, chosen)
-    print(f"ready: python -m scene.inspect {root}")
+    print(f"ready: python -m scene.inspect {shlex.quote(str(root))}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -234,7 +235,7 @@ def prepare(chosen: argparse.Namespace) -> None:
         clips, frames = extracted(root / "images", names), range(len(frames))
     if not has_own_points(root, steps):
         make_points(Rig(root, cameras, clips, frames), tools, steps, chosen)
-    print(f"ready: python -m scene.inspect {root}")
+    print(f"ready: python -m scene.inspect {shlex.quote(str(root))}")
 
 
 def _extract(

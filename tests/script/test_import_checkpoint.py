@@ -204,6 +204,12 @@ def test_an_imported_run_is_rendered_and_measured(tmp_path, write):
     assert record["psnr"] > 3 and record["gaussians"] == published.POINTS
 
 
+def test_the_command_that_renders_it_can_be_pasted(tmp_path, capsys):
+    published.write_4dgs(tmp_path / "theirs")
+    main([str(tmp_path / "theirs"), str(tmp_path / "our run")])
+    assert capsys.readouterr().out.rstrip().endswith(f"--model_path '{tmp_path}/our run'")
+
+
 def test_the_scenes_path_is_saved_whole(tmp_path, monkeypatch):
     published.write_4dgs(tmp_path / "theirs")
     monkeypatch.chdir(tmp_path)
