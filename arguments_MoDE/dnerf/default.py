@@ -22,8 +22,7 @@ OptimizationParams = dict(
     embnet_lr_max_steps=20000,  # ours: the decay ends with the run
     densify_until_iter=15000,
     opacity_reset_interval=3000,
-    pruning_interval=8000,
-    prune_min_gaussians=0,  # published: 200000, which these scenes never reach: nothing was pruned
+    pruning_interval=8000,  # only above 200,000 Gaussians, which few scenes reach
     gaiting_from_iter=2000,  # ours: the first tenth, as for Neural 3D Video
 )
 

@@ -44,6 +44,7 @@ OptimizationParams = dict(
     densify_grad_threshold_after=5e-5,
     pruning_from_iter=200,  # 4DGaussians: 500
     pruning_interval=200,  # 4DGaussians: 8000, longer than this run
+    prune_min_gaussians=0,  # 4DGaussians: 200000, which this run never reaches
     opacity_reset_interval=10000,  # 4DGaussians: 3000; a short run does not recover from a reset
     max_gaussians=15000,  # published: 360000
     gaiting_from_iter=100,
