@@ -208,6 +208,7 @@ def parse_rendering(
     for name in ("source_path", "resolution", "video_frames", "cache", "cache_gb"):
         if values[name] is not None:
             setattr(config.model, name, values[name])
+    config.model.source_path = os.path.expanduser(config.model.source_path)
     config.model.model_path, config.model.expname = str(folder), ""
     validate(config)
     check_range("iteration", values["iteration"], -1)
@@ -242,6 +243,8 @@ def run_folder(expname: str, model_path: str) -> Path:
 def _existing_run(folder: Path) -> Path:
     """``folder``, or ``output/<folder>``, where other versions of this program put it."""
     for candidate in (folder, Path("output") / folder):
+        if (candidate / "moe.json").is_file():
+            raise UserError(f"{candidate} is a mixture of models: render it with render_moe.py")
         if candidate.is_dir():
             return candidate
     raise UserError(f"run folder {folder} does not exist; train with --expname {folder} first")

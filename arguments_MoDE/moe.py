@@ -238,7 +238,9 @@ def parse_moe_rendering(
     Raises:
         UserError: names the flag.
     """
-    return MoERenderingArguments(**_values(argv, prog, description, MoERenderingArguments))
+    values = _values(argv, prog, description, MoERenderingArguments)
+    values["source_path"] = values["source_path"] and os.path.expanduser(values["source_path"])
+    return MoERenderingArguments(**values)
 
 
 def router_params(saved: dict[str, Any], where: object) -> RouterParams:

