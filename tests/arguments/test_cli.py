@@ -266,7 +266,8 @@ def test_rendering_takes_the_settings_of_the_run_and_a_few_overrides(run):
 
 def test_the_home_of_a_moved_scene_is_found_where_no_shell_has_put_it(run, monkeypatch):
     monkeypatch.setenv("HOME", "/elsewhere")
-    assert render("-m", "run", "--source_path=~/scene").config.model.source_path == "/elsewhere/scene"
+    parsed = render("-m", "run", "--source_path=~/scene")
+    assert parsed.config.model.source_path == "/elsewhere/scene"
 
 
 def test_rendering_knows_where_a_moved_run_is(run):
