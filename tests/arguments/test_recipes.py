@@ -169,6 +169,15 @@ def test_published_numbers_of_the_other_data_sets():
     assert resolved("dnerf/trex_hash.py").hash.hash_space_smooth_weight == 0.5
 
 
+@pytest.mark.parametrize("mixture", ["n3v/four", "n3v/two", "technicolor/three"])
+def test_published_numbers_of_the_members_of_mixtures(mixture, tmp_path):
+    argv = ["-s", "scene", "-m", str(tmp_path), "--configs", str(FOLDER / f"moe/{mixture}.py")]
+    _, members = parse_members(argv, "train_moe.py experts", "", tuple(REGISTRY))
+    opts = {member.name: member.arguments.config.opt for member in members}
+    largest = opts["polynomial"].max_screen_size, opts["polynomial"].max_world_scale
+    assert min(largest) > 1e6  # SpacetimeGaussians prunes faint ones only
+
+
 @pytest.mark.parametrize("scene", [*SCENES, "default", "coffee_martini_cpu", "sear_steak_cpu"])
 def test_training_and_rendering_recipes_of_the_published_commands_agree(scene):
     train, render = f"dynerf/config_rot_0/{scene}.py", f"emb/config_0/{scene}.py"

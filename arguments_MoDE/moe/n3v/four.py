@@ -20,6 +20,8 @@ ExpertParams = dict(
             densify_until_iter=9000,  # published: 6 rounds, until 1100, and pruning until 7000
             prune_min_gaussians=0,
             opacity_reset_interval=3000,
+            max_screen_size=1e9,  # published: large ones are never pruned, faint ones only
+            max_world_scale=1e9,
             position_lr_max_steps=30000,
         ),
         ModelMotionParams=dict(
