@@ -164,8 +164,9 @@ def test_published_numbers_of_the_other_data_sets():
     printer = resolved("hypernerf/3dprinter_hash.py").hash.grid_args
     assert printer["canonical_desired_resolution"] == 256
     assert printer["deform_desired_resolution"] == [512, 512, 32]
-    assert resolved("hypernerf/banana_hash.py").opt.hash_grid_lr_init == 1.6e-3
-    assert resolved("dnerf/lego_hash.py").opt.hash_grid_lr_init == 4e-2
+    banana, lego = resolved("hypernerf/banana_hash.py").opt, resolved("dnerf/lego_hash.py").opt
+    assert (banana.hash_grid_lr_init, banana.hash_grid_lr_final) == (1.6e-3, 1.6e-5)
+    assert (lego.hash_grid_lr_init, lego.hash_grid_lr_final) == (4e-2, 4e-4)
     assert resolved("dnerf/trex_hash.py").hash.hash_space_smooth_weight == 0.5
 
 
