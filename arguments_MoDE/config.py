@@ -462,7 +462,9 @@ class RouterParams:
     )
     init_mixprob: float = option(0.9, "initial value of the Gaussians' weights")
     mask_lr: float = option(0.5, "learning rate of w and w_dir")
-    mask_lr_final: float = option(0.005, "its final value")
+    mask_lr_final: float = option(
+        0.005, "its final value (published: 0.05, a hundredth after twice the iterations)"
+    )
     time_lr: float = option(0.05, "learning rate of w_time")
     network_lr: float = option(0.05, "learning rate of the network")
     router_lambda_dssim: float = option(0.2, "share of 1 - SSIM in the loss; L1 has the rest")

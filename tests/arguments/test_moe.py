@@ -127,6 +127,9 @@ def test_the_router_of_technicolor_has_the_rates_published_for_it():
     )
     assert (n3v.mask_lr, n3v.time_lr, n3v.network_lr) == (0.5, 0.05, 0.05)
     assert (technicolor.mask_lr, technicolor.time_lr, technicolor.network_lr) == (0.1, 0.01, 0.01)
+    for params in (n3v, technicolor):  # a hundredth after 10,000 iterations
+        assert params.router_iterations == 5000
+        assert params.mask_lr_final == pytest.approx(params.mask_lr / 10)
 
 
 def test_help_shows_the_values_of_the_recipe(recipe, capsys):

@@ -66,3 +66,6 @@ ExpertParams = dict(
         OptimizationParams=dict(iterations=14000),
     ),
 )
+
+# Published: a hundredth after 10,000 iterations, twice as many as there are.
+RouterParams = dict(mask_lr_final=0.05)

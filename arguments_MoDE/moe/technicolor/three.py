@@ -40,7 +40,7 @@ ExpertParams = dict(
 
 RouterParams = dict(
     mask_lr=0.1,  # Fabien: 0.05, and half of the next two
-    mask_lr_final=0.001,
+    mask_lr_final=0.01,  # a hundredth after twice as many iterations
     time_lr=0.01,
     network_lr=0.01,
 )
