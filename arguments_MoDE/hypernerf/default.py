@@ -46,6 +46,7 @@ ModelEmbParams = dict(
     emb_min_embeddings=30,  # as 4DGaussians' rows of time; a fifth of them, as in E-D3DGS
     emb_max_embeddings=150,
     emb_c2f_temporal_iter=5000,  # E-D3DGS: by scene, 20000 of 60000 in most
+    emb_use_coarse_temporal_embedding=True,
     emb_zero_temporal=True,
     emb_use_anneal=False,
     emb_no_do=True,

@@ -32,6 +32,7 @@ ModelEmbParams = dict(
     emb_min_embeddings=5,
     emb_max_embeddings=25,
     emb_no_c2f_temporal_embedding=True,
+    emb_use_coarse_temporal_embedding=True,  # 5 rows; the fine network has 25 from the start
     emb_zero_temporal=True,
     emb_use_anneal=False,
     emb_no_dc=True,

@@ -158,6 +158,8 @@ def test_published_numbers_of_the_other_data_sets():
     assert (technicolor.opt.embnet_lr_init, technicolor.opt.embnet_lr_final) == (1.6e-3, 1.6e-4)
     assert (train.opt.embnet_lr_init, train.opt.embnet_lr_final) == (5e-3, 5e-5)
     hypernerf = resolved("hypernerf/chicken.py")
+    for emb in (technicolor.emb, hypernerf.emb):  # as all of E-D3DGS's configurations
+        assert emb.emb_use_coarse_temporal_embedding
     assert (hypernerf.opt.iterations, hypernerf.opt.batch_size) == (14000, 2)
     assert (hypernerf.hidden.multires, hypernerf.hidden.net_width) == ([1, 2, 4], 128)
     assert hypernerf.hidden.no_do and hypernerf.hidden.no_dshs and hypernerf.emb.emb_no_dc
