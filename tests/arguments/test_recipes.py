@@ -179,6 +179,8 @@ def test_published_numbers_of_the_members_of_mixtures(mixture, tmp_path):
     opts = {member.name: member.arguments.config.opt for member in members}
     largest = opts["polynomial"].max_screen_size, opts["polynomial"].max_world_scale
     assert min(largest) > 1e6  # SpacetimeGaussians prunes faint ones only
+    keyframe = opts["keyframe"]
+    assert (keyframe.rotation_lr, keyframe.keyframe_rotation_lr) == (1e-5, 1e-3)
 
 
 @pytest.mark.parametrize("scene", [*SCENES, "default", "coffee_martini_cpu", "sear_steak_cpu"])

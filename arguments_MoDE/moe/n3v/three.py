@@ -23,7 +23,8 @@ ExpertParams = dict(
             opacity_threshold_fine_after=0.01,
             prune_min_gaussians=0,
             position_lr_max_steps=30000,
-            keyframe_lr=1.0,  # published: does not decay
+            rotation_lr=1e-5,  # keyframes have the usual 1e-3
+            keyframe_lr=1.0,  # published: does not decay; for lines 1e-4, whatever the extent
             keyframe_span_lr=0.01 / 30,  # 0.01 of the time between keyframes
             keyframe_fade_lr=1e-4,
         ),
