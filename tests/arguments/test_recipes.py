@@ -181,6 +181,10 @@ def test_published_numbers_of_the_members_of_mixtures(mixture, tmp_path):
     assert min(largest) > 1e6  # SpacetimeGaussians prunes faint ones only
     keyframe = opts["keyframe"]
     assert (keyframe.rotation_lr, keyframe.keyframe_rotation_lr) == (1e-5, 1e-3)
+    if mixture.startswith("technicolor"):  # Painter's, of 0.8 L1 + 0.2 (1 - SSIM)
+        scale = 1 / (1 + keyframe.lambda_dssim)
+        assert scale * keyframe.densify_grad_threshold_fine_init == pytest.approx(2.5e-4)
+        assert scale * keyframe.densify_grad_threshold_after == pytest.approx(2.5e-4)
 
 
 @pytest.mark.parametrize("scene", [*SCENES, "default", "coffee_martini_cpu", "sear_steak_cpu"])

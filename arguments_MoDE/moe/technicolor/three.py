@@ -13,8 +13,9 @@ ExpertParams = dict(
         OptimizationParams=dict(
             iterations=30000,
             densify_until_iter=25000,
-            densify_grad_threshold_fine_init=2.5e-4,  # dynamic Gaussians: 8e-5
-            densify_grad_threshold_after=2.5e-4,
+            # Published: 2.5e-4 of a loss that is 0.8 of this one; dynamic Gaussians: 8e-5.
+            densify_grad_threshold_fine_init=2.5e-4 / 0.8,
+            densify_grad_threshold_after=2.5e-4 / 0.8,
             keyframe_span_lr=0.01 / 5,
         ),
         ModelMotionParams=dict(keyframe_num=6, keyframe_extract_interval=1000),
