@@ -269,6 +269,7 @@ class ModelHiddenParams:
     plane_tv_weight: float = option(1e-4, "weight of the smoothness of the space planes")
     time_smoothness_weight: float = option(1e-2, "weight of the smoothness in time")
     l1_time_planes: float = option(1e-4, "weight of |1 - space-time plane|")
+    # Published: neither of the next two, and 18 knots; the published recipes say otherwise.
     MoE_mean: bool = option(
         True, "mix positions over the experts, else the first expert's", structural=True
     )
