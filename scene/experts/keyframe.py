@@ -16,7 +16,8 @@ Deviations: keyframes hold differences to the canonical Gaussian, which is what 
 tangents at the ends are one-sided (published: frames of padding); rotations take the shorter way
 round (published: whichever the signs say); before both moments the distance is to the nearer
 (published: to the later, so that opacity jumps); farthest is by v alone (published: by v over the
-squared distance from one camera, among Gaussians seen by it, and again where the loss is largest).
+squared distance from one camera, among Gaussians seen by it, and again where the loss is largest);
+clones and children are visible when their parents are (published: moments of their own, nearby).
 """
 
 from __future__ import annotations
