@@ -86,6 +86,14 @@ def test_every_recipe_loads_and_is_valid(name):
     validate(resolved(name), tuple(REGISTRY))
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_few_gaussians_are_not_pruned_by_size(name):
+    """Published programs prune above 200,000 only; by size it costs a small run several dB."""
+    opt = resolved(name).opt
+    reset = opt.opacity_reset_interval < opt.iterations  # before, no limit of size counts
+    assert opt.prune_min_gaussians >= 200000 or not reset or opt.max_screen_size >= 1e9
+
+
 @pytest.mark.parametrize("name", MIXTURES)
 def test_every_recipe_of_several_models_gives_its_members(name, tmp_path, capsys):
     argv = ["-s", "scene", "-m", str(tmp_path), "--configs", str(FOLDER / name)]
