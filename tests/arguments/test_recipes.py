@@ -91,7 +91,8 @@ def test_few_gaussians_are_not_pruned_by_size(name):
     """Published programs prune above 200,000 only; by size it costs a small run several dB."""
     opt = resolved(name).opt
     reset = opt.opacity_reset_interval < opt.iterations  # before, no limit of size counts
-    assert opt.prune_min_gaussians >= 200000 or not reset or opt.max_screen_size >= 1e9
+    unlimited = min(opt.max_screen_size, opt.max_world_scale) >= 1e9
+    assert opt.prune_min_gaussians >= 200000 or not reset or unlimited
 
 
 @pytest.mark.parametrize("name", MIXTURES)
