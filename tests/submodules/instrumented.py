@@ -325,6 +325,8 @@ def exercise(package: str, module: Path, level: str) -> None:
     import torch
 
     use(package, module, level)
+    if "libasan" in os.environ["LD_PRELOAD"] and not torch.empty(1000).isnan().all():
+        raise RuntimeError("new memory is not full of NaN: ASAN_OPTIONS has no effect")
     for threads in THREADS:
         # Its own threads are not the subject; the packages only ask for their number.
         torch.get_num_threads = lambda threads=threads: threads
