@@ -17,12 +17,12 @@ template <typename S>
 struct Tile {
   S *transmittance, *last;  // last: position of the last contributor
   S* planes;                // (sums of a pixel, kPixels)
-  std::uint32_t live[kGroups<S>];  // bit y set while a pixel of the group in row y goes on
+  std::uint32_t live[kGroups<S>];  // bit b set while a pixel of the group in band b goes on
 
-  std::uint32_t live_rows() const {
-    std::uint32_t rows = 0;
-    for (std::uint32_t of_group : live) rows |= of_group;
-    return rows;
+  std::uint32_t live_bands() const {
+    std::uint32_t bands = 0;
+    for (std::uint32_t of_group : live) bands |= of_group;
+    return bands;
   }
 
   void start(int sums, int columns, int rows) {
@@ -33,69 +33,91 @@ struct Tile {
         transmittance[y * kTile + x] = x < columns && y < rows ? S(1) : S(-1);
       }
     }
+    const int bands = (rows + kBand - 1) / kBand;
     for (int g = 0; g < kGroups<S>; ++g) {
-      live[g] = g * Pack<S>::lanes < columns ? (2u << (rows - 1)) - 1 : 0;
+      live[g] = g * Pack<S>::lanes < columns ? (1u << bands) - 1 : 0;
     }
   }
 };
 
-// Blends the splats of `bits` into group g of row y, all in registers; false if no pixel of it goes
+// Blends the splats of `bits` into group g of a band, all in registers; false if no pixel of it goes
 // on. K is the number of features, and of sums; or 0 for `features` and any sums.
 //
 // `left` is multiplied on beyond the splat at which a pixel stops: it only falls, so that it tells
 // for each splat by itself whether the pixel still goes on, and a splat waits for nothing but one
 // multiply-add of the splat before. `t` is what is left after the last splat that was drawn.
 //
-// Inlined: otherwise each row begins by loading a dozen constants.
+// Inlined: otherwise each band begins by loading a dozen constants.
 template <typename S, int K, bool Keep>
-NATIVE_INLINE bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile, int y,
-                              int g, int features) {
+NATIVE_INLINE bool blend_pack(const Batch<S>& batch, std::uint64_t bits, const Tile<S>& tile,
+                              int band, int g, int features) {
   using P = Pack<S>;
-  const int pixel = y * kTile + g * P::lanes;
+  const int pixel = band * kBand * kTile + g * P::lanes;
   const int count = K > 0 ? K : features;
   const P zero = broadcast(S(0), P()), least = broadcast(S(kMinTransmittance), P());
-  P t = load(tile.transmittance + pixel, P()), left = t, last = zero;
-  if (Keep) last = load(tile.last + pixel, P());
-  P own_sums[K > 0 ? K : 1];
-  for (int k = 0; k < K; ++k) own_sums[k] = load(tile.planes + k * kPixels + pixel, P());
-  const auto blend = [&](int i, P raw) {
-    const auto seen = at_least(raw, broadcast(S(kMinAlpha), P()));
-    const P alpha = masked(seen, min(raw, broadcast(S(kMaxAlpha), P())));
-    const P next = fnma(alpha, left, left);
-    const auto goes_on = at_least(next, least);
-    const P weight = masked(goes_on, alpha * left);
-    t = select(goes_on, next, t);
-    left = next;
-    if (Keep) last = select(both(seen, goes_on), broadcast(batch.place[i], P()), last);
+  P t[kBand], left[kBand], last[kBand];
+  P own_sums[kBand][K > 0 ? K : 1];
+  for (int r = 0; r < kBand; ++r) {
+    const int at = pixel + r * kTile;
+    t[r] = left[r] = load(tile.transmittance + at, P());
+    last[r] = Keep ? load(tile.last + at, P()) : zero;
+    for (int k = 0; k < K; ++k) own_sums[r][k] = load(tile.planes + k * kPixels + at, P());
+  }
+  const auto blend = [&](int i, const P* raws) {
+    P weight[kBand];
+    for (int r = 0; r < kBand; ++r) {
+      const auto seen = at_least(raws[r], broadcast(S(kMinAlpha), P()));
+      const P alpha = masked(seen, min(raws[r], broadcast(S(kMaxAlpha), P())));
+      const P next = fnma(alpha, left[r], left[r]);
+      const auto goes_on = at_least(next, least);
+      weight[r] = masked(goes_on, alpha * left[r]);
+      t[r] = select(goes_on, next, t[r]);
+      left[r] = next;
+      if (Keep) last[r] = select(both(seen, goes_on), broadcast(batch.place[i], P()), last[r]);
+    }
     const S* feature = batch.template features<K>(i, 0);
     for (int k = 0; k < K; ++k) {
-      own_sums[k] = fma(weight, broadcast(feature[k], P()), own_sums[k]);
+      for (int r = 0; r < kBand; ++r) {
+        own_sums[r][k] = fma(weight[r], broadcast(feature[k], P()), own_sums[r][k]);
+      }
     }
     for (int k = 0; K == 0 && k < count; ++k) {
-      S* sum = tile.planes + (batch.plane[i] + k) * kPixels + pixel;
-      store(sum, fma(weight, broadcast(feature[k], P()), load(sum, P())));
+      S* sums = tile.planes + (batch.plane[i] + k) * kPixels + pixel;
+      for (int r = 0; r < kBand; ++r, sums += kTile) {
+        store(sums, fma(weight[r], broadcast(feature[k], P()), load(sums, P())));
+      }
     }
   };
-  constexpr int few = P::lanes >= 16 ? 3 : 2;
-  visit_splats<few>(batch, bits, g, blend, [&] { return any(at_least(left, least)); });
-  const auto goes_on = at_least(left, least);
-  store(tile.transmittance + pixel, select(goes_on, t, minus_abs(t)));
-  if (Keep) store(tile.last + pixel, last);
-  for (int k = 0; k < K; ++k) store(tile.planes + k * kPixels + pixel, own_sums[k]);
-  return any(goes_on);
+  visit_splats<2>(batch, bits, g, blend, [&] {
+    bool more = false;
+    for (int r = 0; r < kBand; ++r) more = more | any(at_least(left[r], least));
+    return more;
+  });
+  bool live = false;
+  for (int r = 0; r < kBand; ++r) {
+    const int at = pixel + r * kTile;
+    const auto goes_on = at_least(left[r], least);
+    store(tile.transmittance + at, select(goes_on, t[r], minus_abs(t[r])));
+    if (Keep) store(tile.last + at, last[r]);
+    for (int k = 0; k < K; ++k) store(tile.planes + k * kPixels + at, own_sums[r][k]);
+    live = live | any(goes_on);
+  }
+  return live;
 }
 
 template <typename S, int K, bool Keep>
 void blend_batch(Batch<S>& batch, int count, int features, Tile<S>& tile) {
-  for (std::uint32_t rows = tile.live_rows(); rows != 0; rows &= rows - 1) {
-    const int y = lowest_bit(rows);
+  for (std::uint32_t bands = tile.live_bands(); bands != 0; bands &= bands - 1) {
+    const int band = lowest_bit(bands);
     bool started = false;
     for (int g = 0; g < kGroups<S>; ++g) {
-      const std::uint64_t bits = batch.touching[g][y];
-      if (bits == 0 || (tile.live[g] >> y & 1u) == 0) continue;
-      if (!started) batch.start_row(y, count);
+      const std::uint64_t bits = batch.touching[g][band];
+      if (bits == 0 || (tile.live[g] >> band & 1u) == 0) continue;
+      if (!started) batch.start_band(band, count);
       started = true;
-      if (!blend_pack<S, K, Keep>(batch, bits, tile, y, g, features)) tile.live[g] &= ~(1u << y);
+      if (!blend_pack<S, K, Keep>(batch, bits, tile, band, g, features)) {
+        tile.live[g] &= ~(1u << band);
+      }
     }
   }
 }
@@ -105,7 +127,7 @@ template <typename S, int K, bool Keep>
 void blend_tile(const Inputs<S>& in, const ViewState<S>& state, int index, Batch<S>& batch,
                 Tile<S>& tile) {
   const std::uint32_t first = state.tile_start[index], end = state.tile_start[index + 1];
-  for (std::uint32_t p = first; p < end && tile.live_rows() != 0; p += kBatch) {
+  for (std::uint32_t p = first; p < end && tile.live_bands() != 0; p += kBatch) {
     const int count = static_cast<int>(std::min<std::uint32_t>(kBatch, end - p));
     batch.template stage<K, 1>(state, first, p, count, 0);
     blend_batch<S, K, Keep>(batch, count, in.features(), tile);

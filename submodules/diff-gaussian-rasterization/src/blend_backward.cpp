@@ -19,7 +19,7 @@ struct TileBack {
   S* behind;          // the part of dL/dT that comes from behind them
   S* gradients;       // dL/d(image) of each wanted feature: with `shared`, of each layer
   const S* last;      // position of the last contributor
-  S row_last[kTileRows];  // the highest of each row
+  S band_last[kBands];  // the highest of each band
 
   static std::size_t size(int gradients) { return std::size_t(2 + gradients) * kPixels; }
 
@@ -72,7 +72,8 @@ struct Kernel {
     return gradients ? gradients + at * plane + pixel : nullptr;
   }
 
-  // Fills row y, whose first pixel is `pixel`; beyond its columns everything is 0.
+  // Fills row y, whose first pixel is `pixel`; beyond its columns, of which a row outside of the image
+  // has none, everything is 0.
   void start_row(const TileBack<S>& tile, int stack, int y, const S* t, std::size_t pixel,
                  int columns) const {
     const std::size_t first = std::size_t(v) * in.layers + stack;
@@ -110,14 +111,16 @@ struct Kernel {
   int start(int stack, int tx, int ty, TileBack<S>& tile, const S* transmittance) const {
     const int columns = std::min(kTile, in.width - tx * kTile);
     const int rows = std::min(kTileRows, in.height - ty * kTileRows);
-    std::fill_n(tile.row_last, kTileRows, S(-1));  // rows outside of the image are never looked at
-    for (int y = 0; y < rows; ++y) {
-      const S* last = tile.last + y * kTile;
-      tile.row_last[y] = greatest<kTile>(last);
-      const std::size_t pixel = std::size_t(ty * kTileRows + y) * in.width + tx * kTile;
-      start_row(tile, stack, y, transmittance + y * kTile, pixel, columns);
+    std::fill_n(tile.band_last, kBands, S(-1));  // those outside of the image are never looked at
+    for (int y = 0; y < rows; y += kBand) {
+      tile.band_last[y / kBand] = greatest<kBand * kTile>(tile.last + y * kTile);
+      for (int at = y; at < y + kBand; ++at) {
+        const int inside = std::min(at, rows - 1);
+        const std::size_t pixel = std::size_t(ty * kTileRows + inside) * in.width + tx * kTile;
+        start_row(tile, stack, at, transmittance + at * kTile, pixel, at < rows ? columns : 0);
+      }
     }
-    return static_cast<int>(greatest<kTileRows>(tile.row_last)) + 1;
+    return static_cast<int>(greatest<kBands>(tile.band_last)) + 1;
   }
 };
 
@@ -143,53 +146,75 @@ struct Sums {
   }
 };
 
-// Gathers the splats of `bits` over the pack g of row y, from back to front; returns those that
-// were drawn. K as in the forward pass.
+// Gathers the splats of `bits` over group g of a band, from back to front; returns those that were
+// drawn. K as in the forward pass.
 template <typename S, int K, bool Moments>
 NATIVE_INLINE std::uint64_t gather_pack(const Batch<S>& batch, std::uint64_t bits,
-                                        const TileBack<S>& tile, int y, int g, int feature,
+                                        const TileBack<S>& tile, int band, int g, int feature,
                                         const Sums<S, Moments>& sums) {
   using P = Pack<S>;
-  const int pixel = y * kTile + g * P::lanes;
+  const int pixel = band * kBand * kTile + g * P::lanes;
   const int count = K > 0 ? K : sums.features;
   const P zero = broadcast(S(0), P()), one = broadcast(S(1), P());
-  const P last = load(tile.last + pixel, P());
-  P t = load(tile.transmittance + pixel, P()), behind = load(tile.behind + pixel, P());
-  P own_gradients[K > 0 ? K : 1];
-  const S* gradients = tile.gradients + pixel;
-  for (int k = 0; k < K; ++k) own_gradients[k] = load(gradients + k * kPixels, P());
+  P last[kBand], t[kBand], behind[kBand];
+  for (int r = 0; r < kBand; ++r) {
+    last[r] = load(tile.last + pixel + r * kTile, P());
+    t[r] = load(tile.transmittance + pixel + r * kTile, P());
+    behind[r] = load(tile.behind + pixel + r * kTile, P());
+  }
   std::uint64_t drawn_ones = 0;
-  const auto gather = [&](int i, P raw) {
-    const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
-                            at_least(last, broadcast(batch.place[i], P())));
-    // To branch on it is slower. (kNone, which is nowhere drawn, counts as 0.)
-    drawn_ones |= std::uint64_t(any(drawn)) << (i % kBatch);
-    const P alpha = masked(drawn, min(raw, broadcast(S(kMaxAlpha), P())));
-    const P inverse = one / (one - alpha);
-    t = t * inverse;
-    const P weight = alpha * t;
-    P along = zero;  // dL / d(weight)
-    P* sum = sums.template of<K>(i);
+  const auto gather = [&](int i, const P* raws) {
     const S* features = batch.template features<K>(i, feature);
+    // Read each time: there are not registers enough for them.
+    const S* gradients = tile.gradients + (K > 0 ? 0 : batch.plane[i]) * kPixels + pixel;
+    const auto gradient = [&](int k, int r) { return load(gradients + k * kPixels + r * kTile, P()); };
+    P weight[kBand], q[kBand];
+    bool ever = false;
+    for (int r = 0; r < kBand; ++r) {
+      const P raw = raws[r];
+      const auto drawn = both(at_least(raw, broadcast(S(kMinAlpha), P())),
+                              at_least(last[r], broadcast(batch.place[i], P())));
+      ever = ever | any(drawn);
+      const P alpha = masked(drawn, min(raw, broadcast(S(kMaxAlpha), P())));
+      const P inverse = one / (one - alpha);
+      t[r] = t[r] * inverse;
+      weight[r] = alpha * t[r];
+      if (!Moments) continue;
+      P along = zero;  // dL / d(weight)
+      for (int k = 0; k < count; ++k) {
+        along = fma(gradient(k, r), broadcast(features[k], P()), along);
+      }
+      q[r] = masked(drawn, raw * (t[r] * along - behind[r] * inverse));
+      behind[r] = fma(weight[r], along, behind[r]);
+    }
+    // To branch on it is slower. (kNone, which is nowhere drawn, counts as 0.)
+    drawn_ones |= std::uint64_t(ever) << (i % kBatch);
+    P* sum = sums.template of<K>(i);
     for (int k = 0; k < count; ++k) {
-      const P g_k =
-          K > 0 ? own_gradients[k] : load(gradients + (batch.plane[i] + k) * kPixels, P());
-      if (Moments) along = fma(g_k, broadcast(features[k], P()), along);
       P& by_feature = sum[Sums<S, Moments>::kFeatures + k];
-      by_feature = fma(weight, g_k, by_feature);
+      P all = by_feature;
+      for (int r = 0; r < kBand; ++r) all = fma(weight[r], gradient(k, r), all);
+      by_feature = all;
     }
     if (!Moments) return;
-    const P q = masked(drawn, raw * (t * along - behind * inverse));
-    behind = fma(weight, along, behind);
-    const P dy = broadcast(batch.dy[i], P()), qy = q * dy;
     sum += 3 * g;
-    sum[0] = sum[0] + q;
-    sum[1] = sum[1] + qy;
-    sum[2] = fma(qy, dy, sum[2]);
+    P by_q = sum[0], by_qy = sum[1], by_qyy = sum[2];
+    for (int r = 0; r < kBand; ++r) {
+      const P dy = broadcast(batch.dy[r][i], P()), qy = q[r] * dy;
+      by_q = by_q + q[r];
+      by_qy = by_qy + qy;
+      by_qyy = fma(qy, dy, by_qyy);
+    }
+    sum[0] = by_q;
+    sum[1] = by_qy;
+    sum[2] = by_qyy;
   };
-  visit_splats<2>(batch, bits, g, gather, [] { return true; });
-  store(tile.transmittance + pixel, t);
-  store(tile.behind + pixel, behind);
+  constexpr int few = P::lanes >= 16 ? 2 : 1;
+  visit_splats<few>(batch, bits, g, gather, [] { return true; });
+  for (int r = 0; r < kBand; ++r) {
+    store(tile.transmittance + pixel + r * kTile, t[r]);
+    store(tile.behind + pixel + r * kTile, behind[r]);
+  }
   return drawn_ones;
 }
 
@@ -222,19 +247,32 @@ template <typename S, int K, bool Moments>
 std::uint64_t gather_batch(Batch<S>& batch, int top, int count, int feature,
                            const TileBack<S>& tile, const Sums<S, Moments>& sums) {
   std::uint64_t drawn = 0;
-  for (int y = 0; y < kTileRows; ++y) {
-    const int behind = std::max(0, top - static_cast<int>(tile.row_last[y]));
+  for (int band = 0; band < kBands; ++band) {
+    const int behind = std::max(0, top - static_cast<int>(tile.band_last[band]));
     if (behind >= count) continue;
     bool started = false;
     for (int g = 0; g < kGroups<S>; ++g) {
-      const std::uint64_t bits = batch.touching[g][y] & (~std::uint64_t(0) << behind);
+      const std::uint64_t bits = batch.touching[g][band] & (~std::uint64_t(0) << behind);
       if (bits == 0) continue;
-      if (!started) batch.start_row(y, count);
+      if (!started) batch.start_band(band, count);
       started = true;
-      drawn |= gather_pack<S, K, Moments>(batch, bits, tile, y, g, feature, sums);
+      drawn |= gather_pack<S, K, Moments>(batch, bits, tile, band, g, feature, sums);
     }
   }
   return drawn;
+}
+
+// Fetches what `count` pairs, from p downwards, will be written to: all over the memory.
+template <typename S>
+void fetch_slots(const ViewState<S>& state, std::uint32_t p, int count,
+                 const PairGradients<S>& pairs) {
+  for (int i = 0; i < count; ++i) {
+    const std::uint32_t slot = state.pairs[p - i].slot;
+    const S* out = pairs.values.data() + std::size_t(slot) * pairs.stride;
+    prefetch_for_write(out);
+    prefetch_for_write(out + pairs.stride - 1);
+    prefetch_for_write(&pairs.written[slot]);
+  }
 }
 
 template <typename S, int K, bool Moments>
@@ -252,6 +290,7 @@ void gather_tile(const Kernel<S>& kernel, std::uint32_t first, int end,
       batch.plane[i] = batch.plane[i] / in.features() * kernel.wanted.count();
     }
     sums.start(count);
+    fetch_slots(kernel.state, p, count, pairs);
     std::uint64_t drawn = gather_batch<S, K, Moments>(batch, top, count, feature, tile, sums);
     for (; drawn != 0; drawn &= drawn - 1) {
       const int i = lowest_bit(drawn);

@@ -12,7 +12,7 @@ struct WorkCounts {
   // (pixel, splat) pairs
   std::int64_t looked_at = 0;       // in a group that the splat touches, of a pixel that goes on
   std::int64_t blended = 0;         // and the splat is drawn there
-  std::int64_t lanes = 0;           // looked at by whole groups, as the kernel does it
+  std::int64_t lanes = 0;           // looked at by whole groups
   std::int64_t looked_at_back = 0;  // up to the pixel's last contributor
   // splats
   std::int64_t listed = 0;      // in at least one tile

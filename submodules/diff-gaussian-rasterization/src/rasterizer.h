@@ -19,6 +19,9 @@ enum RecordField { kX, kY, kQuadXX, kQuadXY, kQuadYY, kLevel, kOpacity, kPlane, 
 // The CPU lists splats by tiles that are taller than the published ones: a fourth fewer pairs.
 constexpr int kTileRows = 32;
 constexpr int kPixels = kTile * kTileRows;
+// Rows that are blended together, on the way forward and back: what belongs to a splat is read and
+// written once for both. (A splat that touches one of them has nowhere an alpha in the other.)
+constexpr int kBand = 2, kBands = kTileRows / kBand;
 
 template <typename S>
 NATIVE_INLINE int tile_rows(const Inputs<S>& in) {
@@ -34,7 +37,7 @@ NATIVE_INLINE int tile_count(const Inputs<S>& in) {  // of one view
 }
 
 // The pixels of a tile that a splat touches: of each group of columns, as many as a vector has
-// lanes, the first row and the last, five bits each, or 1 and 0. From the lowest bit on.
+// lanes, the first row and the last, five bits each, or 2 and 1. From the lowest bit on.
 using Spans = std::uint64_t;
 constexpr int kMostGroups = 4, kSpanBits = 10;
 static_assert(kTileRows == 32, "a row is five bits");
@@ -46,9 +49,17 @@ NATIVE_INLINE int first_row(Spans spans, int group) { return (spans >> (kSpanBit
 NATIVE_INLINE int end_row(Spans spans, int group) {
   return ((spans >> (kSpanBits * group + 5)) & 31) + 1;
 }
+// The same in bands; equal if there are none.
+static_assert(kBand == 2, "a band is a row without its lowest bit");
+NATIVE_INLINE int first_band(Spans spans, int group) {
+  return (spans >> (kSpanBits * group + 1)) & 15;
+}
+NATIVE_INLINE int end_band(Spans spans, int group) {
+  return ((spans >> (kSpanBits * group + 6)) & 15) + 1;
+}
 NATIVE_INLINE constexpr Spans no_spans(int groups) {
   Spans none = 0;
-  for (int g = 0; g < groups; ++g) none |= Spans(1) << (kSpanBits * g);
+  for (int g = 0; g < groups; ++g) none |= Spans(2 | 1 << 5) << (kSpanBits * g);
   return none;
 }
 

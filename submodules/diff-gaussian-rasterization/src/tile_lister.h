@@ -135,8 +135,8 @@ class TileLister {
         const Span span = row_span(f, tiles_.tx[k] * kTile + g * columns, columns, tiles_.top[k],
                                    tiles_.end[k]);
         const bool any = span.first <= span.last;
-        first[g][k] = any ? span.first - tiles_.ty[k] * kTileRows : 1;
-        end[g][k] = any ? span.last + 1 - tiles_.ty[k] * kTileRows : 1;
+        first[g][k] = any ? span.first - tiles_.ty[k] * kTileRows : 2;
+        end[g][k] = any ? span.last + 1 - tiles_.ty[k] * kTileRows : 2;
       }
     }
     Touch* out = touches_.next(tiles_.count);
