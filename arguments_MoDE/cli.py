@@ -21,6 +21,7 @@ from arguments_MoDE.recipe import Note, nearest, print_note, read_recipe
 from arguments_MoDE.retired import RETIRED_AT_RENDERING, RETIRED_FLAGS
 from arguments_MoDE.saved import check_recipe, first_difference, load_config, save_config
 from arguments_MoDE.values import (
+    MOST_THREADS,
     Sections,
     Setting,
     all_settings,
@@ -212,7 +213,7 @@ def parse_rendering(
     config.model.model_path, config.model.expname = str(folder), ""
     validate(config)
     check_range("iteration", values["iteration"], -1)
-    check_range("threads", values["threads"], 0)
+    check_range("threads", values["threads"], 0, MOST_THREADS)
     if values["moe_top_k"] is not None:
         check_range("moe_top_k", values["moe_top_k"], 0)
     return RenderingArguments(model_path=folder, config=config, **values)
@@ -295,7 +296,7 @@ def _check_training(arguments: TrainingArguments) -> None:
         setattr(arguments, name, sorted(set(getattr(arguments, name))))
     check_range("checkpoint_minutes", arguments.checkpoint_minutes, 0)
     check_range("keep_checkpoints", arguments.keep_checkpoints, 0)
-    check_range("threads", arguments.threads, 0)
+    check_range("threads", arguments.threads, 0, MOST_THREADS)
     model = arguments.config.model
     if model.llffhold == 1 and not model.test_cameras:
         raise UserError(

@@ -26,7 +26,7 @@ from arguments_MoDE.cli import (
 )
 from arguments_MoDE.config import CACHES, RouterParams, option
 from arguments_MoDE.recipe import read_moe_recipe
-from arguments_MoDE.values import accept, check_range, settings_of
+from arguments_MoDE.values import MOST_THREADS, accept, check_range, settings_of
 from utils.errors import UserError
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -50,7 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "distill_lr_scale": (0, 1e3),
     "keep_checkpoints": (0, 1e9),
     "checkpoint_minutes": (0, 1e9),
-    "threads": (0, 1e6),
+    "threads": (0, MOST_THREADS),
     "test_iterations": (1, 1e9),
     "save_iterations": (1, 1e9),
     "checkpoint_iterations": (1, 1e9),

@@ -16,6 +16,7 @@ import torch
 
 import photometric_loss
 from arguments_MoDE.cli import DEVICE_HELP, DEVICES
+from arguments_MoDE.values import MOST_THREADS, check_range
 from evaluation.measure import NO_CLIP, Measured, Meter, choose, deviations, refuse_small
 from evaluation.opening import (
     is_rendered,
@@ -174,6 +175,7 @@ def _check(options: argparse.Namespace) -> None:
     for name, lowest in (("crop", 0), ("worst", 0), ("threads", 0), ("iteration", -1)):
         if getattr(options, name) < lowest:
             raise UserError(f"--{name} is {getattr(options, name)}; the lowest is {lowest}")
+    check_range("threads", options.threads, 0, MOST_THREADS)
     if options.names is not None and len(options.names) != len(options.sources):
         raise UserError(f"--names has {len(options.names)} for {len(options.sources)} sources")
     if options.names is not None and len(set(options.names)) < len(options.names):

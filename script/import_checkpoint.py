@@ -65,6 +65,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.destination.is_symlink() or arguments.destination.exists():
         raise UserError(f"{arguments.destination} is there already; name a folder to be made")
+    scene = arguments.source_path
+    if scene is not None and not Path(scene).expanduser().is_dir():
+        raise UserError(f"--source_path {scene}: no such folder; give the scene's, or leave it out")
     return arguments
 
 

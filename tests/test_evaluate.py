@@ -327,6 +327,7 @@ def test_words_that_there_are_not(capsys, tmp_path, pictures):
     assert "--crop" in fails(capsys, tmp_path, *words, "--crop", "x")
     for flag in ("crop", "worst", "threads"):
         assert f"--{flag} is -2" in fails(capsys, tmp_path, *words, f"--{flag}", "-2")
+    assert "--threads is 2000" in fails(capsys, tmp_path, *words, "--threads", "2000")
     assert "--names has 2" in fails(capsys, tmp_path, *words, "--names", "a", "b")
     assert "named twice" in fails(capsys, tmp_path, pictures[0], *words)
     line = fails(capsys, tmp_path, pictures[0], *words, "--names", "a", "a")

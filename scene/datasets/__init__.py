@@ -69,7 +69,8 @@ def detect_format(root: Path) -> Format:
         UserError: no such folder, or none of the markers; the line lists them.
     """
     if not root.is_dir():
-        raise UserError(f"-s {root}: no such folder; give the scene's folder")
+        what = "is a file" if root.exists() else "no such folder"
+        raise UserError(f"-s {root}: {what}; give the scene's folder")
     for candidate in FORMATS:
         if candidate.fits(root):
             return candidate

@@ -335,6 +335,7 @@ def test_a_recipe_that_contradicts_the_run_is_refused(run):
         (["--kplanes_config", "resolution=many"], "resolution"),
         (["--test_iterations", "0"], "--test_iterations"),
         (["--threads", "-1"], "--threads"),
+        (["--threads", "100000"], "--threads is 100000; it must be at most 1024"),
         (["--seed", "-1"], "--seed"),
         (["--llffhold", "1"], "--llffhold is 1, which holds every view out; give 2"),
         (["--resume", "--overwrite"], "--resume and --overwrite"),

@@ -195,6 +195,7 @@ def test_values_out_of_range_are_named(flag):
 @pytest.mark.parametrize(
     ("parse", "flags", "says"),
     [
+        (router, ["--threads", "100000"], "--threads is 100000; it must be at most 1024"),
         (router, ["--router", "both"], "--router.*volume_aware"),
         (router, ["--routr", "pixel"], "--routr.*did you mean"),
         (router, ["--mask_lr", "fast"], "--mask_lr"),

@@ -196,9 +196,10 @@ def test_colours_of_a_lower_degree(tmp_path):
 @pytest.mark.parametrize("write", ["4dgs", "ed3dgs", "grid4d"])
 def test_an_imported_run_is_rendered_and_measured(tmp_path, write):
     getattr(published, f"write_{write}")(tmp_path / "theirs")
-    run = imported(tmp_path / "theirs", "--source_path", "/somewhere/else")
+    (tmp_path / "else").mkdir()
+    run = imported(tmp_path / "theirs", "--source_path", str(tmp_path / "else"))
     arguments = parse_rendering(["-m", str(tmp_path / "ours")], "", "", tuple(REGISTRY))
-    assert arguments.config.model.source_path == "/somewhere/else"
+    assert arguments.config.model.source_path == str(tmp_path / "else")
     assert arguments.config.model.time_convention == "published"
     record = render_sets(run, tiny.scene(), sets=["test"], lpips=(), quiet=True)["test"]
     assert record["psnr"] > 3 and record["gaussians"] == published.POINTS
@@ -213,6 +214,8 @@ def test_the_command_that_renders_it_can_be_pasted(tmp_path, capsys):
 def test_the_scenes_path_is_saved_whole(tmp_path, monkeypatch):
     published.write_4dgs(tmp_path / "theirs")
     monkeypatch.chdir(tmp_path)
+    for name in ("scene", "scenes"):
+        (tmp_path / name).mkdir()
     run = imported(tmp_path / "theirs", "--source_path", "scenes/../scene/")
     assert run.config.model.source_path == str(tmp_path / "scene")
 
@@ -432,3 +435,10 @@ def test_an_existing_folder_is_not_touched(tmp_path):
     with pytest.raises(UserError, match="is there already"):
         main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
     assert not list((tmp_path / "ours").iterdir())
+
+
+def test_a_scene_that_is_not_there_is_named(tmp_path):
+    published.write_4dgs(tmp_path / "theirs")
+    with pytest.raises(UserError, match="--source_path nowhere: no such folder"):
+        main([str(tmp_path / "theirs"), str(tmp_path / "ours"), "-s", "nowhere"])
+    assert not (tmp_path / "ours").exists()

@@ -1,4 +1,4 @@
-"""The parallel loops of the rasteriser: each chunk once, shares that stay, others that help."""
+"""The parallel loops: each chunk once, shares that stay, others that help, failures told."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ THREADS = 3
 
 @pytest.fixture(scope="module")
 def pool() -> ctypes.CDLL:
-    """thread_pool_checks.cpp, compiled with the pool."""
+    """thread_pool_checks.cpp, compiled with the rasteriser's pool and the others' workers."""
     source = instrumented.ROOT / "submodules" / "diff-gaussian-rasterization" / "src"
-    sources = [instrumented.HERE / "thread_pool_checks.cpp", source / "thread_pool.cpp"]
-    options = [*instrumented.FLAGS, *STRICT, "-fvisibility=default", f"-I{source}"]
-    key = instrumented.digest([*sources, source / "thread_pool.h"], options)
+    common = instrumented.COMMON
+    sources = [
+        instrumented.HERE / "thread_pool_checks.cpp",
+        source / "thread_pool.cpp",
+        common / "src" / "workers.cpp",
+    ]
+    folders = [f"-I{source}", f"-I{common / 'include'}"]
+    options = [*instrumented.FLAGS, *STRICT, "-fvisibility=default", *folders]
+    headers = [source / "thread_pool.h", common / "include" / "native" / "workers.h"]
+    key = instrumented.digest([*sources, *headers], options)
     units = [Unit(path, options) for path in sources]
     library = instrumented.BUILD / f"thread-pool-{key}" / "pool.so"
     found = ctypes.CDLL(str(made_once(library, lambda part: compile_and_link(units, [], part))))
@@ -49,6 +56,12 @@ def test_the_share_of_a_busy_worker_is_taken_over(pool, chunks, busy):
 def test_a_failure_is_told_once_all_has_run(pool, failing, threads):
     assert pool.ran_beside_a_failure(10, threads, failing) == 10
     assert pool.mistaken_chunks(10, threads, 1) == 0  # and the next loop is as ever
+
+
+@pytest.mark.parametrize("failing", [(0, 0), (2, 2), (0, 1)])
+@pytest.mark.parametrize("workers", [3, 4])
+def test_workers_that_fail_are_told_once_all_are_done(pool, workers, failing):
+    assert pool.worked_beside_failures(workers, *failing) == workers
 
 
 def test_loops_at_once_and_within_each_other_are_whole(pool):

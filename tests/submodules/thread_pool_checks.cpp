@@ -1,4 +1,4 @@
-// What the rasteriser's parallel loops promise, as functions for test_thread_pool.py.
+// What the parallel loops of the packages promise, as functions for test_thread_pool.py.
 #if defined(__linux__)
 #include <pthread.h>
 #endif
@@ -6,11 +6,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <new>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <vector>
 
+#include "native/workers.h"
 #include "thread_pool.h"
 
 namespace {
@@ -96,6 +98,20 @@ int ran_beside_a_failure(int chunks, int threads, int failing) {
       if (chunk == failing) throw std::runtime_error("as planned");
     });
   } catch (const std::runtime_error&) {
+    return ran;
+  }
+  return -1;
+}
+
+// The same for the workers of the other packages.
+int worked_beside_failures(int workers, int first, int second) {
+  std::atomic<int> ran{0};
+  try {
+    native::run_workers(workers, [&](int worker) {
+      ++ran;
+      if (worker == first || worker == second) throw std::bad_alloc();
+    });
+  } catch (const std::bad_alloc&) {
     return ran;
   }
   return -1;

@@ -38,6 +38,9 @@ def test_unknown_folder_lists_everything_looked_for(tmp_path):
 def test_missing_folder_and_missing_flag_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         builders.load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is a file; give the scene's folder"):
+        builders.load(tmp_path / "file")
     with pytest.raises(UserError, match="--source_path"):
         load_scene(ModelParams())
 
