@@ -24,7 +24,7 @@ from utils.errors import UserError, cli
 COMMANDS = {  # each is the module of that name in training/moe, with a main(argv)
     "experts": "train every model of a mixture, each with Gaussians of its own",
     "router": "train the router that blends their pictures, the models frozen",
-    "prune": "remove the Gaussians that the router does not depend on",
+    "prune": "remove the Gaussians that count least in the blended picture, or to the gates",
     "distill": "train one model further, with the mixture as its teacher",
 }
 

@@ -106,7 +106,9 @@ class RenderingArguments:
     skip_test: bool = option(False, "leave the held-out views out")
     skip_video: bool = option(False, "leave the path of novel views out")
     skip_existing: bool = option(
-        False, "leave out what was rendered since the model was saved, whatever the flags were then"
+        False,
+        "leave out what was rendered since the model was saved, whatever the flags were then, "
+        "unless it lacks the pictures of --gate_viz or an LPIPS that can be computed now",
     )
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     quiet: bool = option(False, "print results only: no progress, no notes")

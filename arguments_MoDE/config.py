@@ -224,7 +224,7 @@ class OptimizationParams:
     pruning_interval: int = option(100, "iterations between prunings")
     prune_min_gaussians: int = option(200000, "prune only above this count (published: hard-coded)")
     max_gaussians: int = option(
-        360000, "densify only below this count (published: hard-coded); never exceeded"
+        360000, "densify only below this count (published: hard-coded), and never beyond it"
     )
     max_screen_size: float = option(
         20.0, "prune above this radius in pixels, once opacity has been reset"

@@ -86,8 +86,8 @@ class RouterArguments(_Resumable):
     configs: str | None = option(None, RECIPE_HELP + "; its RouterParams are read")
     experts: list[str] = option(
         [],
-        "run folders of the experts, as PATH or NAME=PATH; default: all complete ones in the "
-        "folder experts of the run",
+        "run folders of the experts, as PATH or NAME=PATH; default: all in the folder experts of "
+        "the run, which must be complete",
     )
     start_router: str = option(
         "", "folder of a MoE with the same experts: begin with its router's weights, not anew"

@@ -80,7 +80,7 @@ RETIRED_FLAGS: dict[str, tuple[bool, str]] = {
     "ip": (True, "there is no network viewer"),
     "port": (True, "there is no network viewer"),
     "debug_from": (True, "invalid values are reported always"),
-    "detect_anomaly": (False, "a NaN always stops the run"),
+    "detect_anomaly": (False, "losses and gradients are always checked, see --nonfinite"),
     "eval": (False, "test cameras are always held out"),
 }
 

@@ -212,7 +212,7 @@ def source_key(folder: Path) -> str:
 
 
 def cpu_features() -> str:
-    """What this processor can do, since builds use the machine's own instructions."""
+    """What this processor can do: a folder that came from another machine is built anew."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

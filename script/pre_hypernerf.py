@@ -18,8 +18,8 @@ evenly spread by their distance. Only what stands still has points: what moves w
 next image.
 
 What is done and still valid is skipped. COLMAP is the package pycolmap (pip install -r
-requirements-preprocess.txt) or a program (--colmap_bin). Where it has no CUDA there is no dense
-stereo, and the points are the triangulated ones.
+requirements-preprocess.txt) or, where no lens is distorted, a program (--colmap_bin). Where it has
+no CUDA there is no dense stereo, and the points are the triangulated ones.
 """
 
 from __future__ import annotations

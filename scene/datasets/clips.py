@@ -65,6 +65,9 @@ def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
     The first kind of which there are ``count`` cameras; if there is none, the kind with the most.
     Folders go before videos that they have the names of if ``images_folder`` was named on purpose,
     or if a preparing script made them and they are whole: a note says which of the two are read.
+
+    Raises:
+        UserError: the folder named on purpose lacks some of the videos' cameras.
     """
     extracted = root / images_folder
     inside = list(extracted.iterdir()) if extracted.is_dir() else []
@@ -75,6 +78,9 @@ def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
         {p.stem: p for p in inside if p.suffix.lower() in images.SUFFIXES},
     ]
     films, folders = kinds[:2]
+    lacking = in_order({name: films[name] for name in films.keys() - folders.keys()})
+    if len(films) == count and lacking and films.keys() & folders.keys():
+        _say_what_is_lacking(root, images_folder, list(lacking))
     if len(films) == count and films.keys() == folders.keys():
         if images_folder != ModelParams.images or _are_prepared(root, folders):
             note(f"{root}: has videos and frames in {images_folder}; reading the frames")
@@ -85,6 +91,17 @@ def find_cameras(root: Path, images_folder: str, count: int) -> dict[str, Path]:
         )
     complete = (found for found in kinds if len(found) == count)
     return in_order(next(complete, None) or max(kinds, key=len))
+
+
+def _say_what_is_lacking(root: Path, folder: str, names: list[str]) -> None:
+    """Frames of some cameras beside the videos of all: a note, or UserError if they were named."""
+    lacking = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if folder != ModelParams.images:
+        raise UserError(
+            f"--images {folder}: no frames of {lacking} in {root / folder}; restore them, or leave "
+            "--images out to read the videos"
+        )
+    note(f"{root}: has videos, and in {folder} no frames of {lacking}; reading the videos")
 
 
 def _are_prepared(root: Path, folders: dict[str, Path]) -> bool:

@@ -382,6 +382,9 @@ def _config(
     here = None if source_path is None else os.path.abspath(os.path.expanduser(source_path))
     model.source_path = said if here is None else here
     model.images = settings.read("images", str, "images")
+    if os.path.isabs(model.images) or os.pardir in Path(model.images).parts:
+        source.listing.assumed["images"] = f"'images'; {brief(model.images)} is not in the scene"
+        model.images = "images"
     resolution = settings.read("resolution", int, -1)
     model.resolution = resolution if resolution > 0 else -1
     model.duration = max(settings.read("duration", int, 300), 0)

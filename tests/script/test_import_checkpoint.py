@@ -437,6 +437,14 @@ def test_an_existing_folder_is_not_touched(tmp_path):
     assert not list((tmp_path / "ours").iterdir())
 
 
+@pytest.mark.parametrize("images", ["/tmp", "../others", "sub/../../others"])
+def test_pictures_outside_of_the_scene_are_not_read(tmp_path, images):
+    published.write_4dgs(tmp_path / "theirs", images=images)
+    assert imported(tmp_path / "theirs").config.model.images == "images"
+    record = json.loads((tmp_path / "ours" / "import.json").read_text())
+    assert images in record["assumed"]["images"]
+
+
 def test_a_scene_that_is_not_there_is_named(tmp_path):
     published.write_4dgs(tmp_path / "theirs")
     with pytest.raises(UserError, match="--source_path nowhere: no such folder"):

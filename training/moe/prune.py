@@ -67,7 +67,9 @@ from utils.interrupts import DelayedInterrupt
 from utils.verify import digest, plain_file
 
 PROG = "train_moe.py prune"
-DESCRIPTION = "Remove the Gaussians of a MoE's experts that its gates do not depend on."
+DESCRIPTION = (
+    "Remove the Gaussians of a MoE's experts that count least in the picture, or to its gates."
+)
 PARTS = ("experts", "router", "checkpoint")
 
 

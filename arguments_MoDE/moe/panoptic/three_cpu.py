@@ -1,7 +1,7 @@
 """PanopticSports as a mixture of three models without a GPU: 30 frames at 320x180.
 
-Gives up what `default_cpu.py` and `default_hash_cpu.py` of the data set do, half of their frames
-and more than half of their iterations and Gaussians: a quarter of an hour of one core.
+Gives up what `default_cpu.py` and `default_hash_cpu.py` of the data set do, half of their frames,
+more than half of their iterations and a third of their Gaussians: a quarter of an hour of one core.
 """
 
 _base_ = "../../panoptic/default_hash_cpu.py"

@@ -139,7 +139,8 @@ def test_frames_that_are_not_whole_do_not_go_before_videos(tmp_path, capsys, fau
         shutil.copy(frame, frame.with_name("0003.png"))
     scene = builders.load(tmp_path)
     assert (scene.frame_count, scene.train[0].store.sources[0].path.name) == (5, "cam00.mp4")
-    assert ("reading the videos, since" in capsys.readouterr().err) == (fault != "camera")
+    said = "in images no frames of cam02; reading the videos" if fault == "camera" else "since no"
+    assert said in capsys.readouterr().err
 
 
 def test_a_folder_of_frames_that_is_named_goes_before_videos(tmp_path, capsys):
@@ -148,6 +149,10 @@ def test_a_folder_of_frames_that_is_named_goes_before_videos(tmp_path, capsys):
     assert builders.load(tmp_path).frame_count == 5
     assert builders.load(tmp_path, images="images_2").frame_count == 3
     assert "frames in images_2; reading the frames" in capsys.readouterr().err
+    for name in ("cam01", "cam03"):
+        shutil.rmtree(tmp_path / "images_2" / name)
+    with pytest.raises(UserError, match="--images images_2: no frames of cam01, cam03 in"):
+        builders.load(tmp_path, images="images_2")
 
 
 def test_video_path_is_a_spiral_through_the_clip(tmp_path):
