@@ -20,7 +20,7 @@ from utils.errors import UserError
 Sections = dict[str, dict[str, Any]]
 
 LARGEST_INTEGER = 2**53  # beyond it JSON readers and tensors lose digits
-MOST_THREADS = 1024  # no machine has so many processors; many more, and libraries fail obscurely
+MOST_THREADS = 1024  # more than there is use for; with many more, libraries fail obscurely
 
 
 @dataclass(frozen=True)

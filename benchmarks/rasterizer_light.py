@@ -27,12 +27,13 @@ gradients are written. Bandwidth is measured by a copy (`light.py`).
 
 Left out: Gaussians that are not on the image, sorting and the lists of tiles, everything that
 starts or ends a splat or a tile, the memory that holds a tile or a splat between two stages, lanes
-that idle in a group of which other pixels go on or see the splat, and imbalance of threads. The
-threads share the arithmetic evenly, as if one did not slow down another. Arithmetic and bytes are
-added up, as Gaussians must be read before pixels can be drawn. What it does not see: a footprint of
-pixels instead of groups would look at fewer pairs, down to `blended`; and better loops over splats
-than the rasteriser's own. `light_parts_ms` has the parts. Without `splats` it is the time of the
-pixels and bytes alone, which no rasteriser of the same image by the same rule could beat with these
+that idle in a group of which other pixels go on or see the splat, the other row of two that are
+taken together where a splat touches one of them, and imbalance of threads. The threads share the
+arithmetic evenly, as if one did not slow down another. Arithmetic and bytes are added up, as
+Gaussians must be read before pixels can be drawn. What it does not see: a footprint of pixels
+instead of groups would look at fewer pairs, down to `blended`; and better loops over splats than
+the rasteriser's own. `light_parts_ms` has the parts. Without `splats` it is the time of the pixels
+and bytes alone, which no rasteriser of the same image by the same rule could beat with these
 vectors: the multiples of that are `*_of_pixels`.
 """
 

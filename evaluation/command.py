@@ -172,7 +172,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("nothing to evaluate: name a run folder or a folder of images")
     if options.out is None:
         raise UserError("the report's folder is missing: give it with --out")
-    for name, lowest in (("crop", 0), ("worst", 0), ("threads", 0), ("iteration", -1)):
+    for name, lowest in (("crop", 0), ("worst", 0), ("iteration", -1)):
         if getattr(options, name) < lowest:
             raise UserError(f"--{name} is {getattr(options, name)}; the lowest is {lowest}")
     check_range("threads", options.threads, 0, MOST_THREADS)

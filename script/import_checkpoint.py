@@ -13,6 +13,7 @@ says what maps, and what does not.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -66,8 +67,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.destination.is_symlink() or arguments.destination.exists():
         raise UserError(f"{arguments.destination} is there already; name a folder to be made")
     scene = arguments.source_path
-    if scene is not None and not Path(scene).expanduser().is_dir():
-        raise UserError(f"--source_path {scene}: no such folder; give the scene's, or leave it out")
+    if scene is not None and not os.path.isdir(os.path.expanduser(scene)):
+        what = "is a file" if os.path.isfile(os.path.expanduser(scene)) else "no such folder"
+        raise UserError(f"--source_path {scene}: {what}; give the scene's folder, or leave it out")
     return arguments
 
 

@@ -445,8 +445,11 @@ def test_pictures_outside_of_the_scene_are_not_read(tmp_path, images):
     assert images in record["assumed"]["images"]
 
 
-def test_a_scene_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("scene", ["nowhere", "~nobody/scene", "n" * 5000, "theirs/cfg_args"])
+def test_a_scene_that_is_not_there_is_named(tmp_path, monkeypatch, scene):
     published.write_4dgs(tmp_path / "theirs")
-    with pytest.raises(UserError, match="--source_path nowhere: no such folder"):
-        main([str(tmp_path / "theirs"), str(tmp_path / "ours"), "-s", "nowhere"])
+    monkeypatch.chdir(tmp_path)
+    what = "is a file" if "cfg_args" in scene else "no such folder"
+    with pytest.raises(UserError, match=f"^--source_path {scene}: {what}"):
+        main([str(tmp_path / "theirs"), str(tmp_path / "ours"), "-s", scene])
     assert not (tmp_path / "ours").exists()

@@ -26,7 +26,7 @@ inline int lowest_bit(std::uint64_t bits) {
 }
 
 // The same; 64 if there is none. One instruction where there is one, as the processor would guess
-// wrong at the end of almost every row.
+// wrong at the end of almost every band.
 inline int lowest_bit_or_64(std::uint64_t bits) {
 #if defined(__BMI__) && defined(__x86_64__)
   return static_cast<int>(_tzcnt_u64(bits));
