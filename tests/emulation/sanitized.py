@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve()
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}
 # Python frees not all its memory at exit; a report ends the program at once with a code of its own.
 FOUND = 66
-# New memory is full of NaN, which the runs of the CPU's operators look for in their results, so that
-# nothing is read before it is set.
+# New memory is full of NaN. The runs of the CPU's operators look for it in their results: nothing
+# is read before it is set.
 UNSET = "malloc_fill_byte=255:max_malloc_fill_size=1000000000"
 OPTIONS = {
     "ASAN_OPTIONS": f"detect_leaks=0:exitcode={FOUND}:{UNSET}",
